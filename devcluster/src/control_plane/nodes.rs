@@ -1,0 +1,91 @@
+//! Nodes without machines.
+
+use std::ops::Range;
+
+use anyhow::{Context as _, Result};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
+use serde_json::json;
+
+use super::ControlPlane;
+
+/// Requests at a time.
+const CONCURRENCY: usize = 32;
+
+impl ControlPlane {
+    /// Makes the nodes `node-<i>` for kwok, which keeps them Ready and runs their pods (at
+    /// [`Level::Nodes`](super::Level::Nodes)). Returns when they exist, which is before they are
+    /// Ready. A node that exists already is an error.
+    pub async fn add_kwok_nodes(&self, indexes: Range<u32>) -> Result<()> {
+        self.create_nodes(indexes, true).await
+    }
+
+    /// Makes the nodes `node-<i>` as objects that say Ready and that nobody looks after. Fine at
+    /// [`Level::ApiServer`](super::Level::ApiServer); a controller-manager declares them
+    /// unreachable after 40 s. A node that exists already is an error.
+    pub async fn add_nodes(&self, indexes: Range<u32>) -> Result<()> {
+        self.create_nodes(indexes, false).await
+    }
+
+    /// Deletes the nodes `node-<i>`; those that are gone already are fine.
+    pub async fn remove_nodes(&self, indexes: Range<u32>) -> Result<()> {
+        let nodes: Api<Node> = Api::all(self.admin());
+        let deletions = indexes.map(|index| {
+            let nodes = nodes.clone();
+            async move {
+                match nodes.delete(&name(index), &DeleteParams::default()).await {
+                    Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+                    result => result.map(drop).with_context(|| format!("deleting {}", name(index))),
+                }
+            }
+        });
+        stream::iter(deletions).buffer_unordered(CONCURRENCY).try_collect().await
+    }
+
+    async fn create_nodes(&self, indexes: Range<u32>, kwok: bool) -> Result<()> {
+        let nodes: Api<Node> = Api::all(self.admin());
+        let creations = indexes.map(|index| {
+            let nodes = nodes.clone();
+            async move {
+                let node = node(index, kwok)?;
+                let created = nodes.create(&PostParams::default(), &node).await;
+                created.map(drop).with_context(|| format!("creating {}", name(index)))
+            }
+        });
+        stream::iter(creations).buffer_unordered(CONCURRENCY).try_collect().await
+    }
+}
+
+fn name(index: u32) -> String {
+    format!("node-{index}")
+}
+
+/// A new node keeps the status it is created with: a kubelet registers itself in the same way.
+fn node(index: u32, kwok: bool) -> serde_json::Result<Node> {
+    let name = name(index);
+    let resources = json!({ "cpu": "32", "memory": "256Gi", "pods": "110" });
+    let mut node = json!({
+        "metadata": {
+            "name": name,
+            "labels": {
+                "kubernetes.io/hostname": name,
+                "kubernetes.io/arch": "amd64",
+                "kubernetes.io/os": "linux",
+            },
+        },
+        "status": { "allocatable": resources, "capacity": resources },
+    });
+    if kwok {
+        node["metadata"]["annotations"] = json!({ "kwok.x-k8s.io/node": "fake" });
+    } else {
+        node["status"]["conditions"] = json!([{
+            "type": "Ready",
+            "status": "True",
+            "reason": "KubeletReady",
+            "message": "made by devcluster",
+        }]);
+    }
+    serde_json::from_value(node)
+}

@@ -1,0 +1,23 @@
+//! A real Kubernetes control plane on this machine, for tests and for trying things.
+//!
+//! - [`ControlPlane`]: etcd and kube-apiserver in seconds, with the controllers, the scheduler and
+//!   [kwok](https://kwok.sigs.k8s.io) where a test needs them ([`Level`]).
+//! - [`Kubelet`]: brings pods to life on a control plane without a scheduler and nodes.
+//! - [`FaultProxy`]: stands between a client and the API server, and fails requests on demand.
+//! - [`Process`]: a child process that cannot outlive its parent.
+//! - [`tools`]: the six binaries, built once from pinned Go modules.
+//!
+//! The crate works from a checkout only: it builds the modules in its own `go` folder.
+
+pub mod control_plane;
+pub mod fault_proxy;
+pub mod instance;
+pub mod kubelet;
+pub mod process;
+mod scratch;
+pub mod tools;
+
+pub use control_plane::{ControlPlane, Level};
+//pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
+pub use kubelet::{Fate, Kubelet, Policy};
+pub use process::{Process, Signal};

@@ -1,0 +1,174 @@
+//! The part of a structural schema's semantics that the KSMScale CRD uses, on plain JSON, with
+//! the messages of kube-openapi's validator
+//! (<https://github.com/kubernetes/kube-openapi/tree/master/pkg/validation>).
+
+use super::Violation;
+use crate::rules::Reason;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    JSONSchemaProps, JSONSchemaPropsOrBool,
+};
+use regex::Regex;
+use serde_json::Value;
+
+/// Removes nulls (no field of ours is nullable) and sets defaults, as the API server does when it
+/// decodes an object.
+pub(super) fn prune_nulls_and_default(value: &mut Value, schema: &JSONSchemaProps) {
+    let (Value::Object(fields), Some(properties)) = (value, &schema.properties) else { return };
+    for (name, schema) in properties {
+        if fields.get(name).is_some_and(Value::is_null) {
+            fields.remove(name);
+        }
+        if let (None, Some(default)) = (fields.get(name), &schema.default) {
+            fields.insert(name.clone(), default.0.clone());
+        }
+        if let Some(field) = fields.get_mut(name) {
+            prune_nulls_and_default(field, schema);
+        }
+    }
+}
+
+/// Checks `value` against `schema` and adds every violation to `found`, depth first.
+pub(super) fn check(value: &Value, schema: &JSONSchemaProps, path: &str, found: &mut Vec<Violation>) {
+    let mut add = |reason, message: String| {
+        found.push(Violation { field: path.to_owned(), reason, message });
+    };
+    if let Some(expected) = wrong_type(value, schema) {
+        let shown = type_of(value);
+        let text = format!("Invalid value: {shown:?}: {path} in body must be of type {expected}: {shown:?}");
+        return add(Reason::FieldValueTypeInvalid, text);
+    }
+    match value {
+        Value::Number(number) => check_number(number, schema, path, &mut add),
+        Value::String(text) => check_text(text, schema, path, &mut add),
+        Value::Object(fields) => {
+            for name in schema.required.iter().flatten().filter(|n| !fields.contains_key(*n)) {
+                found.push(Violation {
+                    field: join(path, name),
+                    reason: Reason::FieldValueRequired,
+                    message: "Required value".into(),
+                });
+            }
+            for (name, field) in fields {
+                check_field(name, field, schema, path, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn check_field(
+    name: &str,
+    field: &Value,
+    schema: &JSONSchemaProps,
+    path: &str,
+    found: &mut Vec<Violation>,
+) {
+    let path = join(path, name);
+    if let Some(schema) = schema.properties.as_ref().and_then(|p| p.get(name)) {
+        // What the API server writes (other metadata, the status) is not its author's fault.
+        if path != "status" {
+            check(field, schema, &path, found);
+        }
+    } else if let Some(JSONSchemaPropsOrBool::Schema(schema)) = &schema.additional_properties {
+        check(field, schema, &path, found);
+    } else if !path.starts_with("metadata.") {
+        found.push(Violation {
+            message: format!("unknown field {path:?}: remove it, or correct its spelling"),
+            field: path,
+            reason: Reason::UnknownField,
+        });
+    }
+}
+
+fn check_number(
+    number: &serde_json::Number,
+    schema: &JSONSchemaProps,
+    path: &str,
+    add: &mut impl FnMut(Reason, String),
+) {
+    let value = number.as_f64().unwrap_or(f64::NAN);
+    if schema.minimum.is_some_and(|min| value < min) {
+        let min = schema.minimum.unwrap_or_default();
+        add(
+            Reason::FieldValueInvalid,
+            format!("Invalid value: {number}: {path} in body should be greater than or equal to {min}"),
+        );
+    }
+    let int32 = (schema.format.as_deref() == Some("int32")).then_some(f64::from(i32::MAX));
+    if let Some(max) = schema.maximum.or(int32).filter(|max| value > *max) {
+        add(
+            Reason::FieldValueInvalid,
+            format!("Invalid value: {number}: {path} in body should be less than or equal to {max}"),
+        );
+    }
+}
+
+fn check_text(
+    text: &str,
+    schema: &JSONSchemaProps,
+    path: &str,
+    add: &mut impl FnMut(Reason, String),
+) {
+    let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
+    if let Some(max) = schema.max_length.filter(|max| length > *max) {
+        add(Reason::FieldValueTooLong, format!("Too long: may not be more than {max} bytes"));
+    }
+    if let Some(min) = schema.min_length.filter(|min| length < *min) {
+        add(
+            Reason::FieldValueInvalid,
+            format!("Invalid value: {text:?}: {path} in body should be at least {min} chars long"),
+        );
+    }
+    let matches = |pattern: &String| Regex::new(pattern).is_ok_and(|regex| regex.is_match(text));
+    if let Some(pattern) = schema.pattern.as_ref().filter(|pattern| !matches(pattern)) {
+        add(
+            Reason::FieldValueInvalid,
+            format!("Invalid value: {text:?}: {path} in body should match '{pattern}'"),
+        );
+    }
+}
+
+/// The type that `schema` wants, if `value` is of another.
+fn wrong_type<'s>(value: &Value, schema: &'s JSONSchemaProps) -> Option<&'s str> {
+    if schema.x_kubernetes_int_or_string == Some(true) {
+        let fits = value.is_string() || value.is_i64() || value.is_u64();
+        return (!fits).then_some("integer,string");
+    }
+    let wanted = schema.type_.as_deref()?;
+    let fits = match wanted {
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        _ => true,
+    };
+    (!fits).then_some(wanted)
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(n) if n.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// RFC 1123 subdomain, the rule for names of custom resources.
+pub(super) fn is_dns_subdomain(name: &str) -> bool {
+    let label = |label: &str| {
+        label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && label.bytes().next().is_some_and(|b| b != b'-')
+            && label.bytes().last().is_some_and(|b| b != b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}
