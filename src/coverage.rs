@@ -220,7 +220,10 @@ mod tests {
         for (pairs, gap, duplicates) in table {
             let coverage = Coverage::of(&slices(pairs));
             assert!((100.0 * coverage.gap() - gap).abs() < 0.3, "{pairs:?}: {coverage}");
-            assert!((100.0 * coverage.duplicates() - duplicates).abs() < 0.3, "{pairs:?}: {coverage}");
+            assert!(
+                (100.0 * coverage.duplicates() - duplicates).abs() < 0.3,
+                "{pairs:?}: {coverage}"
+            );
             assert_eq!(coverage.is_complete(), *gap == 0.0, "{pairs:?}");
         }
     }
@@ -237,7 +240,10 @@ mod tests {
 
     #[test]
     fn jump_hash_agrees_with_published_values() {
-        assert_eq!([jump(42, 57), jump(256, 1024), jump(0xDEAD_10CC, 666), jump(7, 1)], [43, 520, 361, 0]);
+        assert_eq!(
+            [jump(42, 57), jump(256, 1024), jump(0xDEAD_10CC, 666), jump(7, 1)],
+            [43, 520, 361, 0]
+        );
         let shards = |uid| [2, 3, 5, 7, 10].map(|n| shard_of(uid, n));
         assert_eq!(shards("00000000-0000-0000-0000-000000000000"), [1, 1, 1, 1, 1]);
         assert_eq!(shards("a0497afe-e9cb-476d-8f02-f3314a6abfab"), [1, 2, 4, 4, 4]);
@@ -261,7 +267,11 @@ mod tests {
             assert!(!shards.is_empty());
             for (total, shard) in shards {
                 let total: u32 = total.parse().expect("a number of shards");
-                assert_eq!(Some(u64::from(shard_of(uid, total))), shard.as_u64(), "{uid} of {total}");
+                assert_eq!(
+                    Some(u64::from(shard_of(uid, total))),
+                    shard.as_u64(),
+                    "{uid} of {total}"
+                );
             }
         }
     }

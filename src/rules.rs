@@ -74,9 +74,7 @@ pub const RULES: &[Rule] = &[
         field: ".shardCount",
         reason: Reason::FieldValueRequired,
         cel: "!self.enabled || has(self.shardCount)",
-        holds: |spec| {
-            spec.sharding.as_ref().is_none_or(|s| !s.enabled || s.shard_count.is_some())
-        },
+        holds: |spec| spec.sharding.as_ref().is_none_or(|s| !s.enabled || s.shard_count.is_some()),
         message: "sharding is enabled without a number of shards: set shardCount to a value from 2 to 10, or enabled to false",
     },
     Rule {
@@ -86,9 +84,8 @@ pub const RULES: &[Rule] = &[
         reason: Reason::FieldValueInvalid,
         cel: "self.maxReplicasPerShard >= self.minReplicasPerShard",
         holds: |spec| {
-            let ordered = |s: &crate::api::Sharding| {
-                s.max_replicas_per_shard >= s.min_replicas_per_shard
-            };
+            let ordered =
+                |s: &crate::api::Sharding| s.max_replicas_per_shard >= s.min_replicas_per_shard;
             spec.sharding.as_ref().is_none_or(ordered)
         },
         message: "must not be below minReplicasPerShard (default 1; maxReplicasPerShard defaults to 4): raise maxReplicasPerShard or lower minReplicasPerShard",
@@ -113,10 +110,7 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-fn request_within_limit(
-    spec: &KSMScaleSpec,
-    pick: fn(&Quantities) -> Option<&Quantity>,
-) -> bool {
+fn request_within_limit(spec: &KSMScaleSpec, pick: fn(&Quantities) -> Option<&Quantity>) -> bool {
     let amount = |side: Option<&Quantities>| side.and_then(pick).and_then(|q| nanos(&q.0));
     let Some(resources) = &spec.resources else { return true };
     match (amount(resources.requests.as_ref()), amount(resources.limits.as_ref())) {
@@ -155,8 +149,7 @@ fn nanos(text: &str) -> Option<u128> {
     let exponent = decimal.saturating_add(9) - i32::try_from(fraction.len()).ok()?;
     // More than 40 digits either way is outside the type, so the loop below is bounded.
     for _ in 0..exponent.unsigned_abs().min(40) {
-        mantissa =
-            if exponent > 0 { mantissa.saturating_mul(10) } else { mantissa.div_ceil(10) };
+        mantissa = if exponent > 0 { mantissa.saturating_mul(10) } else { mantissa.div_ceil(10) };
     }
     Some(mantissa)
 }

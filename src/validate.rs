@@ -124,9 +124,8 @@ pub fn validate(object: &Value) -> Result<Valid<Scale>, Violations> {
     let mut found = Vec::new();
     schema::check(&object, crd::schema(), "", &mut found);
     check_name(&object, &mut found);
-    let blocks = |v: &Violation| {
-        !matches!(v.reason, Reason::FieldValueInvalid | Reason::UnknownField)
-    };
+    let blocks =
+        |v: &Violation| !matches!(v.reason, Reason::FieldValueInvalid | Reason::UnknownField);
     if found.iter().any(blocks) {
         return Err(Violations(found));
     }
@@ -158,7 +157,9 @@ fn check_name(object: &Value, found: &mut Vec<Violation>) {
     let message = if name.is_empty() && object["metadata"]["generateName"].is_null() {
         "Required value: name or generateName is required".to_owned()
     } else if !name.is_empty() && !schema::is_dns_subdomain(name) {
-        format!("Invalid value: {name:?}: a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character")
+        format!(
+            "Invalid value: {name:?}: a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character"
+        )
     } else {
         return;
     };

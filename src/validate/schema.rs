@@ -28,13 +28,20 @@ pub(super) fn prune_nulls_and_default(value: &mut Value, schema: &JSONSchemaProp
 }
 
 /// Checks `value` against `schema` and adds every violation to `found`, depth first.
-pub(super) fn check(value: &Value, schema: &JSONSchemaProps, path: &str, found: &mut Vec<Violation>) {
+pub(super) fn check(
+    value: &Value,
+    schema: &JSONSchemaProps,
+    path: &str,
+    found: &mut Vec<Violation>,
+) {
     let mut add = |reason, message: String| {
         found.push(Violation { field: path.to_owned(), reason, message });
     };
     if let Some(expected) = wrong_type(value, schema) {
         let shown = type_of(value);
-        let text = format!("Invalid value: {shown:?}: {path} in body must be of type {expected}: {shown:?}");
+        let text = format!(
+            "Invalid value: {shown:?}: {path} in body must be of type {expected}: {shown:?}"
+        );
         return add(Reason::FieldValueTypeInvalid, text);
     }
     match value {
@@ -71,7 +78,7 @@ fn check_field(
         }
     } else if let Some(JSONSchemaPropsOrBool::Schema(schema)) = &schema.additional_properties {
         check(field, schema, &path, found);
-    } else if !path.starts_with("metadata.") {
+    } else if !path.starts_with("metadata.") && !matches!(&*path, "apiVersion" | "kind") {
         found.push(Violation {
             message: format!("unknown field {path:?}: remove it, or correct its spelling"),
             field: path,
@@ -91,14 +98,18 @@ fn check_number(
         let min = schema.minimum.unwrap_or_default();
         add(
             Reason::FieldValueInvalid,
-            format!("Invalid value: {number}: {path} in body should be greater than or equal to {min}"),
+            format!(
+                "Invalid value: {number}: {path} in body should be greater than or equal to {min}"
+            ),
         );
     }
     let int32 = (schema.format.as_deref() == Some("int32")).then_some(f64::from(i32::MAX));
     if let Some(max) = schema.maximum.or(int32).filter(|max| value > *max) {
         add(
             Reason::FieldValueInvalid,
-            format!("Invalid value: {number}: {path} in body should be less than or equal to {max}"),
+            format!(
+                "Invalid value: {number}: {path} in body should be less than or equal to {max}"
+            ),
         );
     }
 }

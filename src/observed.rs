@@ -1,0 +1,206 @@
+//! What was read from the cluster, at one time, as plain values.
+
+use crate::{
+    coverage::Slice,
+    names::{KUBE_STATE_METRICS, LABEL_INDEX, LABEL_MANAGED_BY, LABEL_REVISION, OPERATOR},
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::{
+        core::v1::{ContainerStatus, Pod, ServiceAccount},
+        policy::v1::PodDisruptionBudget,
+        rbac::v1::ClusterRoleBinding,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use std::collections::BTreeMap;
+
+/// Everything that [`crate::plan::plan`] looks at beside the spec and the time.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Nodes in the cluster. There is no value for "not known": without a node list there is no
+    /// `Observed` (R15).
+    pub nodes: u32,
+    /// Whether the spec's namespace takes pods.
+    pub namespace: NamespaceState,
+    /// Our pods by UID, in whatever namespace (R29).
+    pub pods: Vec<ObservedPod>,
+    /// Our PodDisruptionBudgets by UID, and the one that stands where ours should be.
+    pub budgets: Vec<PodDisruptionBudget>,
+    /// ServiceAccounts that the operator made for us, and the one that our pods run as.
+    pub service_accounts: Vec<ServiceAccount>,
+    /// ClusterRoleBindings that the operator made for us, or for our namespace.
+    pub bindings: Vec<ClusterRoleBinding>,
+    /// Names of the other KSMScales.
+    pub others: Vec<String>,
+}
+
+/// The state of a namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NamespaceState {
+    /// It takes pods.
+    #[default]
+    Active,
+    /// It does not exist.
+    Missing,
+    /// It is being deleted.
+    Terminating,
+}
+
+/// How far a pod has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// No container runs yet: it serves nothing.
+    Pending,
+    /// Its container runs, or ran and is started again.
+    Running,
+    /// It failed or succeeded, and will never run again.
+    Finished,
+}
+
+/// One of our pods.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ObservedPod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// All its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Arguments of its kube-state-metrics container.
+    pub args: Vec<String>,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Whether it is being deleted.
+    pub terminating: bool,
+    /// How far it has come.
+    pub life: Life,
+    /// Since when it is Ready; `None` while it is not.
+    pub ready_since: Option<Timestamp>,
+    /// Why it cannot start, in the kubelet's or the scheduler's words.
+    pub trouble: Option<String>,
+}
+
+impl ObservedPod {
+    /// Reads what matters of a pod.
+    #[must_use]
+    pub fn new(pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        let status = pod.status.as_ref();
+        let container = pod.spec.iter().flat_map(|s| &s.containers);
+        let container = container.into_iter().find(|c| c.name == KUBE_STATE_METRICS);
+        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let ready = conditions.iter().find(|c| c.type_ == "Ready" && c.status == "True");
+        let life = match status.and_then(|s| s.phase.as_deref()) {
+            Some("Running" | "Unknown") => Life::Running,
+            Some("Failed" | "Succeeded") => Life::Finished,
+            _ => Life::Pending,
+        };
+        let created = meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0);
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            args: container.and_then(|c| c.args.clone()).unwrap_or_default(),
+            created,
+            terminating: meta.deletion_timestamp.is_some(),
+            life,
+            ready_since: ready.map(|c| c.last_transition_time.as_ref().map_or(created, |t| t.0)),
+            trouble: trouble(pod),
+        }
+    }
+
+    /// What it exposes, by the arguments it runs with. `None` if they make no sense.
+    ///
+    /// The arguments of a pod cannot change, so they say what its process was told. What it really
+    /// serves can only be learned from its content.
+    #[must_use]
+    pub fn slice(&self) -> Option<Slice> {
+        let value =
+            |flag: &str| self.args.iter().find_map(|arg| arg.strip_prefix(flag)?.strip_prefix('='));
+        match (value("--shard"), value("--total-shards")) {
+            (None, None) => Some(Slice::ALL),
+            (shard, total) => {
+                Slice::new(shard.unwrap_or("0").parse().ok()?, total.unwrap_or("1").parse().ok()?)
+            }
+        }
+    }
+
+    /// Its index, by its label.
+    #[must_use]
+    pub fn index(&self) -> Option<u32> {
+        self.labels.get(LABEL_INDEX)?.parse().ok()
+    }
+
+    /// The revision it was made from.
+    #[must_use]
+    pub fn revision(&self) -> Option<&str> {
+        self.labels.get(LABEL_REVISION).map(String::as_str)
+    }
+
+    /// Whether it is Ready and stays.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready_since.is_some() && !self.terminating && self.life == Life::Running
+    }
+
+    /// When its being Ready counts: after `settle`. `None` while it is not Ready.
+    #[must_use]
+    pub fn settles_at(&self, settle: SignedDuration) -> Option<Timestamp> {
+        self.ready_since
+            .filter(|_| self.is_ready())
+            .map(|since| since.saturating_add(settle).unwrap_or(since))
+    }
+
+    /// Whether it counts as serving: Ready for at least `settle`. Whether its *content* is
+    /// complete is not looked at; that check belongs here.
+    #[must_use]
+    pub fn is_serving(&self, now: Timestamp, settle: SignedDuration) -> bool {
+        self.settles_at(settle).is_some_and(|at| at <= now)
+    }
+}
+
+/// The first thing that keeps a pod from starting: scheduling, then its containers.
+fn trouble(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let unscheduled = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    if let Some(condition) = unscheduled {
+        let reason = condition.reason.as_deref().unwrap_or("Unschedulable");
+        return Some(explain(reason, condition.message.as_deref()));
+    }
+    status.container_statuses.iter().flatten().find_map(waiting)
+}
+
+fn waiting(status: &ContainerStatus) -> Option<String> {
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref()?;
+    // What every pod goes through is no trouble.
+    (!matches!(reason, "ContainerCreating" | "PodInitializing"))
+        .then(|| explain(reason, waiting.message.as_deref()))
+}
+
+fn explain(reason: &str, message: Option<&str>) -> String {
+    match message.map(str::trim).filter(|m| !m.is_empty()) {
+        Some(message) => format!("{reason}: {message}"),
+        None => reason.to_owned(),
+    }
+}
+
+/// Whether `owners` name the object with this UID.
+#[must_use]
+pub fn is_owned_by(owners: Option<&Vec<OwnerReference>>, uid: &str) -> bool {
+    owners.into_iter().flatten().any(|owner| owner.uid == uid)
+}
+
+/// Whether the operator made an object that several KSMScales may share.
+#[must_use]
+pub fn is_managed(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels.and_then(|l| l.get(LABEL_MANAGED_BY)).is_some_and(|by| by == OPERATOR)
+}
