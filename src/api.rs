@@ -255,7 +255,6 @@ fn default_max_unavailable() -> i32 {
 fn quantity_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
-        "anyOf": [{"type": "integer"}, {"type": "string"}],
         "minimum": 0,
         "maxLength": 32,
         "pattern": QUANTITY_PATTERN,

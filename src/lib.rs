@@ -1,9 +1,37 @@
-//! Scales kube-state-metrics with the cluster.
+//! Scales kube-state-metrics with the cluster, without one missing series.
+//!
+//! The modules in reading order; each uses only those before it:
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`names`] | names shared with the cluster: labels, annotations, objects |
+//! | [`api`] | the KSMScale resource as it is stored |
+//! | [`rules`] | rules over several fields, as CEL and as Rust |
+//! | [`crd`] | the CustomResourceDefinition: schema and rules |
+//! | [`validate`] | from a KSMScale as written to one that cannot be wrong |
+//! | [`coverage`] | which objects a set of pods exposes, exactly |
+//! | [`observed`] | what was read from the cluster |
+//! | [`plan`] | from spec, observation and time to changes, as data |
+//! | [`status`] | what is told about it: status, conditions, Events |
+//! | [`readiness`], [`telemetry`], [`server`] | what the process tells about itself |
+//! | [`controller`] | observe, plan, apply, publish |
+//! | [`manifests`] | generated manifests |
+//! | [`cli`] | the command line |
+//!
+//! Up to [`status`] everything is pure: no I/O, no clock, no environment, no randomness.
+
 pub mod api;
+pub mod cli;
+pub mod controller;
 pub mod coverage;
 pub mod crd;
+pub mod manifests;
 pub mod names;
 pub mod observed;
 pub mod plan;
+pub mod readiness;
 pub mod rules;
+pub mod server;
+pub mod status;
+pub mod telemetry;
 pub mod validate;

@@ -31,6 +31,8 @@ pub struct Observed {
     pub service_accounts: Vec<ServiceAccount>,
     /// ClusterRoleBindings that the operator made for us, or for our namespace.
     pub bindings: Vec<ClusterRoleBinding>,
+    /// Why ServiceAccounts and bindings could not be read, if so.
+    pub access_fault: Option<String>,
     /// Names of the other KSMScales.
     pub others: Vec<String>,
 }

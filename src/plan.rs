@@ -255,8 +255,10 @@ pub fn plan(scale: &Valid<Scale>, seen: &Observed, now: Timestamp, settings: &Se
     let clock = order::Clock { now, settle };
     let may_create = seen.namespace == NamespaceState::Active;
     let pods = order::order(&scale.name, &templates, &seen.pods, clock, may_create);
-    let mut changes =
-        if settings.manage_access { access::plan_access(scale, seen) } else { Vec::new() };
+    let mut changes = Vec::new();
+    if settings.manage_access && seen.access_fault.is_none() {
+        changes = access::plan_access(scale, seen);
+    }
     changes.extend(pods.deletes.into_iter().map(|(pod, why)| Change::DeletePod(pod, why)));
     changes.extend(pods.creates.into_iter().map(|(pod, why)| Change::CreatePod(pod.into(), why)));
     changes.extend(disruption::plan_disruption(scale, seen, desired));

@@ -1,0 +1,222 @@
+//! From changes to writes, one by one and without choices.
+
+use crate::{
+    names::OPERATOR,
+    observed::is_owned_by,
+    plan::{Change, Group},
+    status::{Failure, FailureReason, Outcome},
+    telemetry::metrics::Metrics,
+};
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{collections::BTreeSet, fmt::Debug, time::Duration};
+
+/// Makes the changes in their order. After a failure, the rest of its [`Group`] is left for the
+/// next plan.
+///
+/// # Cancel safety
+/// Each write stands for itself: stopping between two leaves a state that can be planned from.
+pub(super) async fn apply(client: &Client, metrics: &Metrics, changes: &[Change]) -> Outcome {
+    let mut outcome = Outcome::default();
+    let mut broken: BTreeSet<Group> = BTreeSet::new();
+    for change in changes {
+        if broken.contains(&change.group()) {
+            continue;
+        }
+        let result = write(client, change).await;
+        metrics.changed(label(change), result.is_ok());
+        match result {
+            Ok(()) => {
+                tracing::info!(%change, "applied");
+                outcome.applied.push(change.clone());
+            }
+            Err(error) => {
+                broken.insert(change.group());
+                outcome.failed.push(failure(client, change, error).await);
+            }
+        }
+    }
+    outcome
+}
+
+fn label(change: &Change) -> &'static str {
+    match change {
+        Change::DeletePod(..) => "delete_pod",
+        Change::CreatePod(..) => "create_pod",
+        Change::ApplyServiceAccount(_) => "apply_service_account",
+        Change::DeleteServiceAccount(_) => "delete_service_account",
+        Change::ApplyBinding(_) => "apply_cluster_role_binding",
+        Change::DeleteBinding(_) => "delete_cluster_role_binding",
+        Change::ApplyBudget(_) => "apply_pod_disruption_budget",
+        Change::DeleteBudget(_) => "delete_pod_disruption_budget",
+    }
+}
+
+async fn write(client: &Client, change: &Change) -> Result<(), kube::Error> {
+    match change {
+        Change::CreatePod(pod, _) => {
+            // Created, not applied: applying would adopt a pod of that name.
+            let params =
+                PostParams { field_manager: Some(OPERATOR.to_owned()), ..Default::default() };
+            in_namespace::<Pod>(client, &pod.metadata).create(&params, pod).await.map(drop)
+        }
+        Change::DeletePod(pod, _) => {
+            let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
+            delete(&api, &pod.name, Some(pod.uid.clone()), None).await
+        }
+        Change::ApplyServiceAccount(o) => patch(&in_namespace(client, &o.metadata), &**o).await,
+        Change::ApplyBinding(o) => patch(&Api::all(client.clone()), &**o).await,
+        Change::ApplyBudget(o) => patch(&in_namespace(client, &o.metadata), &**o).await,
+        Change::DeleteServiceAccount(o) => {
+            delete_observed(&in_namespace(client, &o.metadata), &**o).await
+        }
+        Change::DeleteBinding(o) => delete_observed(&Api::all(client.clone()), &**o).await,
+        Change::DeleteBudget(o) => delete_observed(&in_namespace(client, &o.metadata), &**o).await,
+    }
+}
+
+fn in_namespace<K>(client: &Client, meta: &ObjectMeta) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    Api::namespaced(client.clone(), meta.namespace.as_deref().unwrap_or_default())
+}
+
+async fn patch<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Serialize + Resource<DynamicType = ()>,
+{
+    let params = PatchParams::apply(OPERATOR).force();
+    api.patch(&object.name_any(), &params, &Patch::Apply(object)).await.map(drop)
+}
+
+async fn delete_observed<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Resource<DynamicType = ()>,
+{
+    delete(api, &object.name_any(), object.uid(), object.resource_version()).await
+}
+
+/// Deletes the object with this UID and, if given, as it was at this resourceVersion. That it is
+/// gone already is what we want.
+async fn delete<K>(
+    api: &Api<K>,
+    name: &str,
+    uid: Option<String>,
+    resource_version: Option<String>,
+) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    let preconditions = Some(Preconditions { uid, resource_version });
+    match api.delete(name, &DeleteParams { preconditions, ..Default::default() }).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+async fn failure(client: &Client, change: &Change, error: kube::Error) -> Failure {
+    let mut reason = reason(&error);
+    // A pod of that name that is ours was made by a request whose answer we did not get.
+    if let (FailureReason::NameTaken, Change::CreatePod(pod, _)) = (reason, change) {
+        let owner = pod.metadata.owner_references.iter().flatten().next();
+        let found = in_namespace::<Pod>(client, &pod.metadata).get_opt(&pod.name_any()).await;
+        let owners = found.ok().flatten().and_then(|found| found.metadata.owner_references);
+        if owner.is_some_and(|owner| is_owned_by(owners.as_ref(), &owner.uid)) {
+            reason = FailureReason::Conflict;
+        }
+    }
+    let (message, retry_after) = match error {
+        kube::Error::Api(status) => {
+            let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+            (status.message, (seconds > 0).then(|| Duration::from_secs(seconds.into())))
+        }
+        other => (chain(&other), None),
+    };
+    tracing::warn!(%change, %reason, error = message, "not applied");
+    Failure { change: change.clone(), reason, message, retry_after }
+}
+
+/// An error with its causes, each said once.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What kind of failure an answer of the API server is. The texts are those of the quota plugin,
+/// of RBAC and of the admission chain in `k8s.io/apiserver`.
+fn reason(error: &kube::Error) -> FailureReason {
+    let kube::Error::Api(status) = error else { return FailureReason::ApiError };
+    match (status.code, status.reason.as_str()) {
+        (409, "AlreadyExists") => FailureReason::NameTaken,
+        (409, _) => FailureReason::Conflict,
+        (429, _) => FailureReason::Throttled,
+        (403, _) if status.message.contains("exceeded quota") => FailureReason::QuotaExceeded,
+        (403, _) if status.message.contains(": User \"") => FailureReason::Forbidden,
+        (400..=499, _) => FailureReason::AdmissionDenied,
+        _ if status.message.contains("admission webhook") => FailureReason::AdmissionDenied,
+        _ => FailureReason::ApiError,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status;
+
+    #[test]
+    fn r84_answers_of_the_api_server_are_told_apart_by_what_has_to_be_done() {
+        let table = [
+            (409, "AlreadyExists", "pods \"a\" already exists", FailureReason::NameTaken),
+            (409, "Conflict", "the object has been modified", FailureReason::Conflict),
+            (429, "TooManyRequests", "too many requests", FailureReason::Throttled),
+            (
+                403,
+                "Forbidden",
+                "pods \"a\" is forbidden: exceeded quota: q, requested: pods=1",
+                FailureReason::QuotaExceeded,
+            ),
+            (
+                403,
+                "Forbidden",
+                "pods is forbidden: User \"system:serviceaccount:a:b\" cannot create resource \"pods\"",
+                FailureReason::Forbidden,
+            ),
+            (
+                403,
+                "Forbidden",
+                "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\"",
+                FailureReason::AdmissionDenied,
+            ),
+            (
+                400,
+                "",
+                "admission webhook \"w\" denied the request: no",
+                FailureReason::AdmissionDenied,
+            ),
+            (500, "InternalError", "failed calling webhook \"w\"", FailureReason::ApiError),
+        ];
+        for (code, reason_text, message, expected) in table {
+            let status = Status {
+                code,
+                reason: reason_text.into(),
+                message: message.into(),
+                ..Status::default()
+            };
+            assert_eq!(reason(&kube::Error::Api(Box::new(status))), expected, "{message}");
+        }
+    }
+}

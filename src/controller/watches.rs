@@ -1,0 +1,246 @@
+//! What the controller watches, as metadata only (R47). The objects themselves are read when they
+//! are worked on, so a watch that lags can cause no wrong decision, only a later one.
+
+use crate::{
+    api::KSMScale,
+    names::{KUBE_STATE_METRICS, LABEL_NAME, LABEL_SCALE},
+    readiness::ReadinessHandle,
+};
+use futures::{Stream, StreamExt, future};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api, Client, Resource,
+    core::PartialObjectMeta,
+    runtime::{
+        PredicateConfig, WatchStreamExt, predicates,
+        reflector::{self, Store},
+        watcher::{self, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use tokio::sync::watch;
+
+type Meta<K> = PartialObjectMeta<K>;
+type Events<K> = watcher::Result<watcher::Event<Meta<K>>>;
+
+/// How many objects of a kind there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// The list is not complete, and why. Never to be read as none (R15).
+    Unknown(String),
+    /// As of the last event.
+    Known(u32),
+}
+
+/// Watches every object of a kind.
+pub(super) fn events<K>(
+    client: Client,
+    config: watcher::Config,
+    ready: ReadinessHandle,
+) -> impl Stream<Item = Events<K>> + Send
+where
+    K: Clone + Debug + DeserializeOwned + Resource<DynamicType = ()> + Send + 'static,
+{
+    watcher(Api::<Meta<K>>::all(client), config)
+        .default_backoff()
+        .inspect(move |event| match event {
+            Ok(watcher::Event::InitDone) => ready.done(),
+            Ok(_) => {}
+            Err(error) => {
+                ready.failed(error);
+                tracing::warn!(error = %error, kind = %K::kind(&()), "watch interrupted, it is restored");
+            }
+        })
+}
+
+/// Counts nodes. The count changes only when a node joins or leaves: heartbeats wake nobody (R18).
+///
+/// Takes events rather than a client, so that it can be tested without a cluster. The future has
+/// to be polled for the count to change.
+pub fn count_nodes<S>(events: S) -> (watch::Receiver<Count>, impl Future<Output = ()> + Send)
+where
+    S: Stream<Item = Events<Node>> + Send,
+{
+    let (store, writer) = reflector::store();
+    let (sender, receiver) =
+        watch::channel(Count::Unknown("the first list is not complete yet".into()));
+    let feed = events.modify(forget_all_but_identity).reflect(writer).for_each(move |event| {
+        use watcher::{Error, Event};
+        let now = match event {
+            Ok(Event::Apply(_) | Event::Delete(_) | Event::InitDone) => {
+                Some(Count::Known(u32::try_from(store.len()).unwrap_or(u32::MAX)))
+            }
+            Err(Error::InitialListFailed(error)) => Some(Count::Unknown(error.to_string())),
+            _ => None,
+        };
+        if let Some(now) = now {
+            sender.send_if_modified(|last| {
+                *last != now && {
+                    *last = now;
+                    true
+                }
+            });
+        }
+        future::ready(())
+    });
+    (receiver, feed)
+}
+
+/// One item for each change of a count, for `Controller::reconcile_all_on`.
+pub(super) fn changes<T: Send + Sync + 'static>(
+    receiver: watch::Receiver<T>,
+) -> impl Stream<Item = ()> + Send + 'static {
+    futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.changed().await.ok().map(|()| ((), receiver))
+    })
+}
+
+/// KSMScales, their store and their number. An item of the stream is a new or changed spec.
+pub(super) fn scales(
+    client: Client,
+    ready: ReadinessHandle,
+) -> (
+    impl Stream<Item = watcher::Result<Meta<KSMScale>>> + Send,
+    Store<Meta<KSMScale>>,
+    watch::Receiver<usize>,
+) {
+    let (store, writer) = reflector::store();
+    let (sender, receiver) = watch::channel(0);
+    let seen = store.clone();
+    let stream = events::<KSMScale>(client, watcher::Config::default(), ready)
+        .modify(forget_managed_fields)
+        .reflect(writer)
+        .inspect(move |_| {
+            let now = seen.len();
+            sender.send_if_modified(|last| {
+                *last != now && {
+                    *last = now;
+                    true
+                }
+            });
+        })
+        .applied_objects()
+        .predicate_filter(predicates::generation, PredicateConfig::default());
+    (stream, store, receiver)
+}
+
+/// Pods that carry the labels of ours, and their store.
+pub(super) fn pods(
+    client: Client,
+    ready: ReadinessHandle,
+) -> (impl Stream<Item = watcher::Result<Meta<Pod>>> + Send, Store<Meta<Pod>>) {
+    let (store, writer) = reflector::store();
+    let config = watcher::Config::default()
+        .labels(&format!("{LABEL_NAME}={KUBE_STATE_METRICS},{LABEL_SCALE}"));
+    let stream = events::<Pod>(client, config, ready)
+        .modify(forget_managed_fields)
+        .reflect(writer)
+        .touched_objects();
+    (stream, store)
+}
+
+/// PodDisruptionBudgets that carry the labels of ours.
+pub(super) fn budgets(
+    client: Client,
+    ready: ReadinessHandle,
+) -> impl Stream<Item = watcher::Result<Meta<PodDisruptionBudget>>> + Send {
+    let config = watcher::Config::default()
+        .labels(&format!("{LABEL_NAME}={KUBE_STATE_METRICS},{LABEL_SCALE}"));
+    events::<PodDisruptionBudget>(client, config, ready)
+        .modify(forget_managed_fields)
+        .touched_objects()
+}
+
+fn forget_managed_fields<K>(object: &mut Meta<K>) {
+    object.metadata.managed_fields = None;
+    object.metadata.annotations = None;
+}
+
+/// 5,000 nodes are held in memory: keep what tells one from another.
+fn forget_all_but_identity(node: &mut Meta<Node>) {
+    let meta = std::mem::take(&mut node.metadata);
+    node.metadata.name = meta.name;
+    node.metadata.uid = meta.uid;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
+
+    fn node(name: &str) -> Meta<Node> {
+        let mut node = Meta::<Node>::default();
+        node.metadata.name = Some(name.into());
+        node
+    }
+
+    async fn counts(events: Vec<Events<Node>>) -> Vec<Count> {
+        let (sender, receiver) = futures::channel::mpsc::unbounded();
+        let (mut counts, feed) = count_nodes(receiver);
+        tokio::pin!(feed);
+        let mut seen = vec![counts.borrow_and_update().clone()];
+        for event in events {
+            sender.unbounded_send(event).unwrap();
+            assert!(futures::poll!(feed.as_mut()).is_pending());
+            if counts.has_changed().unwrap() {
+                seen.push(counts.borrow_and_update().clone());
+            }
+        }
+        seen
+    }
+
+    fn list_failed() -> watcher::Error {
+        watcher::Error::InitialListFailed(kube::Error::LinesCodecMaxLineLengthExceeded)
+    }
+
+    #[tokio::test]
+    async fn r15_nodes_are_unknown_until_the_first_list_is_complete() {
+        let seen = counts(vec![
+            Ok(Init),
+            Ok(InitApply(node("a"))),
+            Ok(InitApply(node("b"))),
+            Ok(InitDone),
+        ])
+        .await;
+        assert!(matches!(seen.as_slice(), [Count::Unknown(_), Count::Known(2)]), "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn r15_a_failed_list_is_never_zero_nodes() {
+        let seen = counts(vec![
+            Ok(Init),
+            Ok(InitApply(node("a"))),
+            Ok(InitDone),
+            Err(list_failed()),
+            Ok(Init),
+            Ok(InitDone),
+        ])
+        .await;
+        let [Count::Unknown(_), Count::Known(1), Count::Unknown(why), Count::Known(0)] =
+            seen.as_slice()
+        else {
+            panic!("{seen:?}")
+        };
+        assert!(!why.is_empty());
+    }
+
+    #[tokio::test]
+    async fn r18_heartbeats_are_silent_and_joins_and_leaves_are_not() {
+        let seen = counts(vec![
+            Ok(Init),
+            Ok(InitDone),
+            Ok(Apply(node("a"))),
+            Ok(Apply(node("a"))),
+            Ok(Apply(node("a"))),
+            Ok(Apply(node("b"))),
+            Ok(Delete(node("a"))),
+        ])
+        .await;
+        let known: Vec<_> = seen[1..].to_vec();
+        assert_eq!(known, [0, 1, 2, 1].map(Count::Known));
+    }
+}

@@ -1,0 +1,29 @@
+//! Logs.
+
+use clap::ValueEnum;
+use tracing_subscriber::{EnvFilter, fmt};
+
+pub mod metrics;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line, with the reconcile's fields.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Sends log lines to stderr. `filter` is in the syntax of `RUST_LOG`.
+///
+/// # Errors
+/// If the filter cannot be parsed, or logging was set up before.
+pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)?;
+    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).try_init(),
+        LogFormat::Text => lines.with_ansi(false).try_init(),
+    };
+    set.map_err(|error| anyhow::anyhow!(error))
+}
