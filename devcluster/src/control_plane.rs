@@ -11,6 +11,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
@@ -28,12 +29,15 @@ use components::Layout;
 /// A ServiceAccount's token lives for a day: longer than any use of a control plane.
 const TOKEN_SECONDS: i64 = 24 * 60 * 60;
 
+const WATCH_OVER: Duration = Duration::from_millis(500);
+
 /// How much of a control plane is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// etcd and kube-apiserver. Objects are stored, validated and admitted, and nothing acts on
     /// them: no garbage collection, no default ServiceAccounts, no `kube-root-ca.crt`, no
-    /// scheduling. Enough for most tests, with a [`Kubelet`](crate::Kubelet) where pods must run.
+    /// scheduling, and aggregated ClusterRoles (`view`, `edit`, `admin`) are empty.
+    /// Enough for most tests, with a [`Kubelet`](crate::Kubelet) where pods must run.
     ApiServer,
     /// Also kube-controller-manager and kube-scheduler. Nodes and pods are still only objects, and
     /// nodes without a heartbeat become NotReady after a while.
@@ -57,8 +61,8 @@ pub struct ControlPlane {
     kubectl: PathBuf,
     api_server: Mutex<Option<Process>>,
     tokens: AtomicUsize,
-    // Held for their `Drop` alone. The directory goes last: the processes write into it.
-    _others: Vec<Process>,
+    others: Mutex<Vec<Process>>,
+    // Held for its `Drop` alone, and last: the processes above write into it.
     _scratch: Scratch,
 }
 
@@ -117,7 +121,7 @@ impl ControlPlane {
     }
 
     /// A kubeconfig file with the identity of a ServiceAccount, which must exist. The token is good
-    /// for a day.
+    /// for a day. Rights that were bound just now take effect a moment later.
     pub async fn service_account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         self.service_account_kubeconfig_via(&self.server_url(), namespace, name).await
     }
@@ -176,6 +180,20 @@ impl ControlPlane {
             *api_server = Some(process);
         }
         Ok(())
+    }
+
+    /// Returns an error as soon as one of the processes has ended by itself, and never otherwise.
+    /// An API server that was stopped on purpose is fine.
+    pub async fn watch_over(&self) -> Result<()> {
+        loop {
+            for process in self.others.lock().await.iter_mut() {
+                startup::alive(process)?;
+            }
+            if let Some(process) = &mut *self.api_server.lock().await {
+                startup::alive(process)?;
+            }
+            tokio::time::sleep(WATCH_OVER).await;
+        }
     }
 
     /// Copies every log to a directory that outlives this control plane.

@@ -5,6 +5,7 @@
 //! - [`Kubelet`]: brings pods to life on a control plane without a scheduler and nodes.
 //! - [`FaultProxy`]: stands between a client and the API server, and fails requests on demand.
 //! - [`Process`]: a child process that cannot outlive its parent.
+//! - [`eventually`]: waiting for a condition with a deadline.
 //! - [`tools`]: the six binaries, built once from pinned Go modules.
 //!
 //! The crate works from a checkout only: it builds the modules in its own `go` folder.
@@ -16,8 +17,10 @@ pub mod kubelet;
 pub mod process;
 mod scratch;
 pub mod tools;
+mod wait;
 
 pub use control_plane::{ControlPlane, Level};
-//pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
+pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
 pub use kubelet::{Fate, Kubelet, Policy};
 pub use process::{Process, Signal};
+pub use wait::eventually;

@@ -18,7 +18,8 @@ use anyhow::{Context as _, Result, bail};
 /// The guard: descriptor 3 is the pipe from the parent. Signal names come in as lines; its end
 /// means that the parent is gone. The first line of output is the child's process id.
 ///
-/// A background job of a shell loses its standard input, hence descriptor 3. A child that was
+/// A background job of a shell loses its standard input, hence descriptor 3. Shells report ends by
+/// signals on standard error, which has no place in the child's log. A child that was
 /// killed takes its whole group with it, so that nothing it started stays behind.
 const GUARD: &str = r#"
 exec 3<&0 </dev/null
@@ -31,9 +32,10 @@ exec >&2
     kill -s KILL "$child" 2>/dev/null
 ) &
 reader=$!
+exec 2>/dev/null
 wait "$child"
 code=$?
-kill -s KILL "$reader" 2>/dev/null
+kill -s KILL "$reader"
 wait "$reader"
 if [ "$code" -eq 137 ]; then kill -s KILL 0; fi
 exit "$code"

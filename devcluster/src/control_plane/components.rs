@@ -133,5 +133,8 @@ fn controller(layout: &Layout) -> Vec<String> {
         format!("--authorization-kubeconfig={kubeconfig}"),
         "--leader-elect=false".to_owned(),
         "--secure-port=0".to_owned(),
+        // The default limits alone delay the start by seconds.
+        "--kube-api-qps=500".to_owned(),
+        "--kube-api-burst=1000".to_owned(),
     ]
 }

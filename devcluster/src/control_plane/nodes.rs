@@ -1,18 +1,23 @@
 //! Nodes without machines.
 
+use std::collections::HashSet;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
-use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use super::ControlPlane;
 
 /// Requests at a time.
 const CONCURRENCY: usize = 32;
+/// kwok makes about 50 nodes Ready in a second.
+const READY_DEADLINE: Duration = Duration::from_mins(4);
+const READY_POLL: Duration = Duration::from_millis(200);
 
 impl ControlPlane {
     /// Makes the nodes `node-<i>` for kwok, which keeps them Ready and runs their pods (at
@@ -44,6 +49,26 @@ impl ControlPlane {
         stream::iter(deletions).buffer_unordered(CONCURRENCY).try_collect().await
     }
 
+    /// Waits until the nodes `node-<i>` exist and are Ready.
+    pub async fn nodes_ready(&self, indexes: Range<u32>) -> Result<()> {
+        let nodes: Api<Node> = Api::all(self.admin());
+        let start = Instant::now();
+        loop {
+            let list = nodes.list(&ListParams::default()).await?;
+            let ready: HashSet<String> =
+                list.iter().filter(|node| is_ready(node)).map(ResourceExt::name_any).collect();
+            let missing = indexes.clone().filter(|index| !ready.contains(&name(*index))).count();
+            if missing == 0 {
+                return Ok(());
+            }
+            if start.elapsed() > READY_DEADLINE {
+                let deadline = READY_DEADLINE.as_secs();
+                bail!("{missing} of {} nodes are not Ready after {deadline} s", indexes.len());
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
     async fn create_nodes(&self, indexes: Range<u32>, kwok: bool) -> Result<()> {
         let nodes: Api<Node> = Api::all(self.admin());
         let creations = indexes.map(|index| {
@@ -56,6 +81,11 @@ impl ControlPlane {
         });
         stream::iter(creations).buffer_unordered(CONCURRENCY).try_collect().await
     }
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn name(index: u32) -> String {

@@ -82,7 +82,7 @@ async fn attempt_start(level: Level) -> Result<ControlPlane> {
         layout,
         api_server: Mutex::new(Some(api_server)),
         tokens: 0.into(),
-        _others: others,
+        others: Mutex::new(others),
         _scratch: scratch,
     })
 }
@@ -133,7 +133,8 @@ async fn controllers_ready(admin: &Client, processes: &mut [Process]) -> Result<
     processes.iter_mut().try_for_each(alive)
 }
 
-fn alive(process: &mut Process) -> Result<()> {
+/// An error with the end of the log if the process has ended.
+pub(super) fn alive(process: &mut Process) -> Result<()> {
     match process.try_wait().context("cannot watch over the control plane")? {
         None => Ok(()),
         Some(status) => bail!(

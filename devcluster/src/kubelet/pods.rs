@@ -79,7 +79,8 @@ impl Pods {
             Some(known) => (Instant::now(), known.ip.clone()),
             None => (Instant::now(), self.address(&pod)),
         };
-        let task = Task { client: self.client.clone(), pod: pod.clone(), fate, since, ip: ip.clone() };
+        let task =
+            Task { client: self.client.clone(), pod: pod.clone(), fate, since, ip: ip.clone() };
         let task = tokio::spawn(task.run());
         self.known.insert(uid, Tracked { pod, fate, since, ip, task });
     }
@@ -156,8 +157,11 @@ impl Task {
     }
 
     async fn finish_deletion(&self) -> Result<()> {
-        // With a grace period of zero it waits for finalizers only, which are not our business.
-        if self.pod.metadata.deletion_grace_period_seconds == Some(0) {
+        // The server writes the grace period of zero first and deletes then. The write brings a new
+        // task here and ends the one whose request it was, so the request is made again; only
+        // finalizers, which are not our business, make a deletion wait.
+        let waits = !self.pod.finalizers().is_empty();
+        if waits && self.pod.metadata.deletion_grace_period_seconds == Some(0) {
             return Ok(());
         }
         let uid = Preconditions { uid: self.pod.uid(), resource_version: None };
@@ -174,10 +178,9 @@ impl Task {
             "metadata": { "name": name, "uid": self.pod.uid() },
             "target": { "apiVersion": "v1", "kind": "Node", "name": Kubelet::NODE },
         });
-        let body = serde_json::to_vec(&binding)?;
         let params = PostParams::default();
         let _: serde_json::Value =
-            self.api().create_subresource("binding", &name, &params, body).await?;
+            self.api().create_subresource("binding", &name, &params, &binding).await?;
         Ok(())
     }
 

@@ -81,7 +81,9 @@ fn containers(pod: &Pod, present: &Value, shown: Shown, now: &Value) -> Vec<Valu
     let statuses = containers.enumerate().map(|(index, container)| {
         let started = &present["containerStatuses"][index]["state"]["running"]["startedAt"];
         let state = match shown {
-            Shown::Ready | Shown::NotReady => json!({ "running": { "startedAt": or(started, now) }}),
+            Shown::Ready | Shown::NotReady => {
+                json!({ "running": { "startedAt": or(started, now) }})
+            }
             Shown::Waiting(reason) => json!({ "waiting": { "reason": reason } }),
             Shown::Failed => json!({ "terminated": { "exitCode": 1, "reason": "Error" } }),
         };

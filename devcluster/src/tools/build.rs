@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -23,8 +24,22 @@ const STAGE_FILES: [&str; 5] = [
     "pod/fast/pod-delete.yaml",
 ];
 
+/// What [`ensure`] found before, by module: asking Go takes a tenth of a second.
+static FOUND: Mutex<Vec<(Module, PathBuf)>> = Mutex::new(Vec::new());
+
 /// The folder with the module's binaries, built now if no build with these pins is in the cache.
 pub(super) fn ensure(module: Module) -> Result<PathBuf> {
+    // Not held during a build: the file lock keeps builds apart, also within one process.
+    let found = || FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, folder)) = found().iter().find(|(known, _)| *known == module) {
+        return Ok(folder.clone());
+    }
+    let folder = find_or_build(module)?;
+    found().push((module, folder.clone()));
+    Ok(folder)
+}
+
+fn find_or_build(module: Module) -> Result<PathBuf> {
     let ldflags = ldflags(module)?;
     let cache = cache_dir()?;
     let folder = cache.join(format!("{}-{}", module.name(), key(module, &ldflags)?));
@@ -125,7 +140,9 @@ fn ldflags(module: Module) -> Result<String> {
     let go_mod = read(&module.source().join("go.mod"))?;
     let version = go_mod
         .lines()
-        .find_map(|line| line.trim().trim_start_matches("require ").strip_prefix("k8s.io/kubernetes "))
+        .find_map(|line| {
+            line.trim().trim_start_matches("require ").strip_prefix("k8s.io/kubernetes ")
+        })
         .and_then(|rest| rest.split_whitespace().next())
         .context("the go.mod of kubernetes does not require k8s.io/kubernetes")?;
     let mut numbers = version.trim_start_matches('v').split('.');
@@ -188,7 +205,11 @@ fn read(path: &Path) -> Result<String> {
 
 fn duration(elapsed: Duration) -> String {
     let seconds = elapsed.as_secs();
-    if seconds < 60 { format!("{seconds} s") } else { format!("{} min {} s", seconds / 60, seconds % 60) }
+    if seconds < 60 {
+        format!("{seconds} s")
+    } else {
+        format!("{} min {} s", seconds / 60, seconds % 60)
+    }
 }
 
 /// Straight to standard error: `eprintln!` is swallowed in a test, where people wait just as well.

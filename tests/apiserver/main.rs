@@ -1,0 +1,6 @@
+//! The operator on a real API server. One binary, so that it is linked once.
+//!
+//! Every test has a control plane of its own: the number of nodes is global to one.
+
+mod scaling;
+mod support;
