@@ -2,7 +2,7 @@
 //! (`make update`) writes them.
 
 use ksm_scale_operator::manifests;
-use std::path::Path;
+use std::{fmt::Write, path::Path};
 
 fn golden(path: &str, text: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -33,7 +33,7 @@ fn o1_help_texts_are_as_committed() {
     let mut text = command.render_long_help().to_string();
     for name in ["run", "crd", "manifests"] {
         let sub = command.find_subcommand_mut(name).expect("a subcommand");
-        text.push_str(&format!("\n---- {name}\n{}", sub.render_long_help()));
+        let _ = write!(text, "\n---- {name}\n{}", sub.render_long_help());
     }
     golden("tests/golden/help.txt", &text);
 }

@@ -2,5 +2,7 @@
 //!
 //! Every test has a control plane of its own: the number of nodes is global to one.
 
+#![allow(unreachable_pub, reason = "modules of one test binary, with the visibility of a library")]
+
 mod scaling;
 mod support;

@@ -4,7 +4,7 @@
 use devcluster::{ControlPlane, FaultProxy, Kubelet, Level, Process, Signal};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::{
-    core::v1::{Event as CoreEvent, Namespace, Pod},
+    core::v1::{Namespace, Pod},
     events::v1::Event,
 };
 use ksm_scale_operator::{
@@ -33,7 +33,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use devcluster::wait::eventually;
+pub use devcluster::eventually;
 
 /// What a wait may take. Nothing here takes a tenth of it on a quiet machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -156,7 +156,8 @@ impl Cluster {
     }
 
     pub async fn until_pods(&self, namespace: &str, wanted: &[&str]) {
-        let result = eventually(&format!("pods are {wanted:?}"), SOON, || async {
+        let what = format!("pods are {wanted:?}");
+        let result = eventually(&what, SOON, || async {
             (self.pod_names(namespace).await == wanted).then_some(())
         });
         if let Err(error) = result.await {
@@ -486,6 +487,3 @@ impl Drop for History {
 pub async fn kill_pod(pods: &Api<Pod>, name: &str) {
     pods.delete(name, &DeleteParams::default().grace_period(0)).await.expect("the pod is deleted");
 }
-
-#[allow(unused)]
-type Unused = CoreEvent;
