@@ -4,5 +4,7 @@
 
 #![allow(unreachable_pub, reason = "modules of one test binary, with the visibility of a library")]
 
+mod changes;
 mod scaling;
 mod support;
+mod whole;

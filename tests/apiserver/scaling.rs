@@ -297,8 +297,8 @@ async fn r49_r38_at_rest_nothing_is_written_although_it_is_looked_at_again() {
     assert!(requests.iter().any(|r| r.path.ends_with("/pods")), "it did look: {requests:?}");
     let writes: Vec<_> = requests.iter().filter(|r| r.mutating).collect();
     assert!(writes.is_empty(), "{writes:?}");
-    assert_eq!(operator.metric("ksm_scale_operator_ksmscales").await, 2.0);
-    assert_eq!(operator.metric("ksm_scale_operator_managed_pods").await, 4.0);
+    assert!((operator.metric("ksm_scale_operator_ksmscales").await - 2.0).abs() < 0.1);
+    assert!((operator.metric("ksm_scale_operator_managed_pods").await - 4.0).abs() < 0.1);
 }
 
 const RECONCILES: &str = "ksm_scale_operator_reconcile_duration_seconds_count";
