@@ -217,11 +217,11 @@ async fn r22_r30_r46_r6_pods_look_as_specified_and_pass_pod_security_restricted(
         term["podAffinityTerm"]["labelSelector"]["matchLabels"],
         json!({"ksmscale.example.com": "x", "shard-id": "1"})
     );
-    container_is_as_specified(&spec["containers"]);
+    r25_r26_r28_container_is_as_specified(&spec["containers"]);
 }
 
 /// R25–R28.
-fn container_is_as_specified(containers: &Value) {
+fn r25_r26_r28_container_is_as_specified(containers: &Value) {
     let [container] = containers.as_array().expect("containers").as_slice() else {
         panic!("one container, not {containers}")
     };
