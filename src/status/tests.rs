@@ -104,6 +104,10 @@ fn r20_the_phase_follows_the_number_of_pods_and_not_their_readiness() {
     assert_eq!(phase(&seen), Some(Phase::Ready));
     seen.nodes = 46;
     assert_eq!(phase(&seen), Some(Phase::Scaling));
+    seen.nodes = 31;
+    let changed = self::scale(&json!({"monitorImage": "r/k:v2.20.0"}));
+    let status = status_of(&KSMScaleStatus::default(), &changed, &seen);
+    assert_eq!(status.phase, Some(Phase::Scaling), "three pods, but not those the spec asks for");
 }
 
 #[test]
@@ -248,6 +252,20 @@ fn r37_the_budget_is_an_integer_below_desired_and_goes_with_its_option() {
         let changes = budgets(&self::scale(&spec), &there);
         assert!(matches!(changes[..], [Change::DeleteBudget(_)]), "{spec}: {changes:?}");
     }
+    let mut moved = sharded(3);
+    moved["namespace"] = json!("elsewhere");
+    let moved = self::scale(&moved);
+    let both = Observed { pods: ready_pods(&scale, 90), ..there.clone() };
+    let changes = budgets(&moved, &both);
+    assert!(
+        matches!(changes[..], [Change::ApplyBudget(_)]),
+        "kept while it guards pods: {changes:?}"
+    );
+    let changes = budgets(&moved, &there);
+    assert!(
+        matches!(changes[..], [Change::DeleteBudget(_), Change::ApplyBudget(_)]),
+        "{changes:?}"
+    );
     let zero = json!({"sharding": {"enabled": true, "shardCount": 2, "distribution": {"enablePDB": true, "maxUnavailable": 9}}});
     let [Change::ApplyBudget(budget)] = &budgets(&self::scale(&zero), &seen)[..] else {
         panic!("one budget")
