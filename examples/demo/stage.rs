@@ -2,7 +2,10 @@
 
 use crate::{report::Report, witness::Witness};
 use anyhow::{Context as _, Result, bail, ensure};
-use devcluster::{ControlPlane, Process, eventually};
+use devcluster::{
+    ControlPlane, Process, eventually,
+    probe::{free_address, http_get},
+};
 use k8s_openapi::api::core::v1::Pod;
 use ksm_scale_operator::{
     api::{KSMScale, KSMScaleStatus},
@@ -16,14 +19,10 @@ use std::{
     process::Stdio,
     time::{Duration, Instant},
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    sync::Mutex,
-};
+use tokio::sync::Mutex;
 
 /// What a wait may take. On two cores nothing here takes a quarter of it.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_mins(1);
 
 const POLL: Duration = Duration::from_millis(50);
 
@@ -96,7 +95,7 @@ impl Stage {
             Process::spawn("operator", binary, args, [("KUBECONFIG", &kubeconfig)], &log)?;
         let operator = self.operator.insert(Operator { process, metrics });
         let ready = eventually("/readyz of the operator says ok", SOON, async || {
-            (http_get(&health, "/readyz").await.ok()? == 200).then_some(())
+            (http_get(&health, "/readyz").await.ok()?.0 == 200).then_some(())
         });
         tokio::select! {
             ready = ready => ready,
@@ -187,18 +186,4 @@ impl fmt::Display for Sight {
 /// The checkout.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-async fn free_address() -> Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string())
-}
-
-/// The status code.
-async fn http_get(address: &str, path: &str) -> Result<u16> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer.split(' ').nth(1).context("no HTTP answer")?.parse()?)
 }

@@ -285,7 +285,7 @@ pub async fn invite(stage: &Stage, report: &Report) -> Result<()> {
   kubectl get ksmscales -w
   kubectl get pods -n monitoring -L shard-id -w
   kubectl patch ksmscale {SHARDED} --type=merge -p '{{\"spec\":{{\"sharding\":{{\"shardCount\":4}}}}}}'
-  kubectl get events --sort-by=.lastTimestamp
+  kubectl get events --sort-by=.metadata.creationTimestamp
   kubectl get ksmscale {SHARDED} -o yaml
   curl -s http://{}/metrics
   tail -f {}
