@@ -6,6 +6,7 @@ CLUSTER := $(patsubst tests/%/main.rs,--test %,$(wildcard tests/*/main.rs))
 say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test lint unit doctest cluster-test tools update bench deny clean
 
 help: ## List the targets

@@ -21,7 +21,10 @@ use std::{
     process::ExitCode,
     time::Instant,
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 
 /// Shows the operator on a real control plane.
 #[derive(Parser)]
@@ -66,11 +69,22 @@ async fn run(args: &Args, report: &mut Report, stay: bool) -> Result<ExitCode> {
         story::invite(&stage, report).await?;
         tokio::select! {
             () = signals.next() => {}
+            _ = enter() => {}
             ended = stage.plane.watch_over() => ended?,
         }
     }
     take_down(&mut stage, report).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line on standard input, or its end. The thread is left behind: nothing can wake a read.
+fn enter() -> oneshot::Receiver<()> {
+    let (sender, receiver) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = io::stdin().read_line(&mut String::new());
+        let _ = sender.send(());
+    });
+    receiver
 }
 
 /// The operator first: it has to stop properly while there is still an API server.

@@ -280,7 +280,7 @@ pub async fn invite(stage: &Stage, report: &Report) -> Result<()> {
         "Look around from another terminal, in this checkout:
 
   export KUBECONFIG={}
-  export PATH={}:$PATH       # for this control plane's own kubectl
+  export PATH={}:$PATH
 
   kubectl get ksmscales -w
   kubectl get pods -n monitoring -L shard-id -w
@@ -290,7 +290,7 @@ pub async fn invite(stage: &Stage, report: &Report) -> Result<()> {
   curl -s http://{}/metrics
   tail -f {}
 
-Ctrl-C here ends it all and leaves nothing behind.",
+Enter (or Ctrl-C) here ends it all and leaves nothing behind.",
         stage.plane.kubeconfig().display(),
         folder.display(),
         operator.metrics,
