@@ -43,7 +43,7 @@ pub(super) struct Clock {
 /// Plans the pods of one KSMScale: `templates` in order of their index, `pods` as observed.
 pub(super) fn order(
     scale: &str,
-    templates: &[Template],
+    templates: &[Template<'_>],
     pods: &[ObservedPod],
     clock: Clock,
     may_create: bool,
@@ -74,14 +74,14 @@ struct Fleet<'a> {
 
 /// A slot and the pod in it that is as it should be.
 struct Holding<'a> {
-    template: &'a Template,
+    template: &'a Template<'a>,
     pod: Option<&'a ObservedPod>,
 }
 
 impl<'a> Fleet<'a> {
     fn new(
         scale: &'a str,
-        templates: &'a [Template],
+        templates: &'a [Template<'a>],
         pods: &'a [ObservedPod],
         clock: Clock,
     ) -> Self {
@@ -203,9 +203,8 @@ impl<'a> Fleet<'a> {
         let template = self.slots[at].template;
         let index = template.slot.index;
         let namespace = template.namespace();
-        let free = |name: &String| {
-            self.pods.iter().all(|p| p.name != *name || Some(&*p.namespace) != namespace)
-        };
+        let free =
+            |name: &String| self.pods.iter().all(|p| p.name != *name || p.namespace != namespace);
         let names = [
             names::pod(self.scale, index),
             names::pod_beside(self.scale, index, &template.revision),
