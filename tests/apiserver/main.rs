@@ -4,5 +4,8 @@
 
 #![allow(unreachable_pub, reason = "modules of one test binary, with the visibility of a library")]
 
+mod corpus;
+mod killed;
 mod scaling;
+mod stored;
 mod support;
