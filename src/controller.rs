@@ -176,8 +176,8 @@ pub async fn run(
     });
     let controller = Controller::for_stream(scale_stream, scales)
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY))
-        .owns_stream(pod_stream)
-        .owns_stream(budgets)
+        .watches_stream(pod_stream, watches::owners)
+        .watches_stream(budgets, watches::owners)
         .reconcile_all_on(watches::changes(nodes))
         .reconcile_all_on(watches::changes(number))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
