@@ -5,7 +5,10 @@
 #![allow(unreachable_pub, reason = "modules of one test binary, with the visibility of a library")]
 
 mod corpus;
+mod faults;
 mod killed;
+mod obstacles;
 mod scaling;
 mod stored;
+mod stuck;
 mod support;

@@ -175,6 +175,11 @@ impl Cluster {
     /// Lets the operator work in a namespace, as the documentation says.
     pub async fn allow_namespace(&self, name: &str) {
         self.create_namespace(name).await;
+        self.allow_existing_namespace(name).await;
+    }
+
+    /// The same for a namespace that is there.
+    pub async fn allow_existing_namespace(&self, name: &str) {
         apply_yaml(&self.client, &format!(
             "{{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {{name: ksm-scale-operator-workload, namespace: {name}}}, roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: ksm-scale-operator-workload}}, subjects: [{{kind: ServiceAccount, name: ksm-scale-operator, namespace: monitoring}}]}}"
         )).await;
@@ -206,12 +211,19 @@ impl Cluster {
 
     /// The operator behind a proxy.
     pub async fn operator_via(&self, proxy: &FaultProxy, args: &[&str]) -> Operator {
+        let operator = self.spawn_via(proxy, args).await;
+        operator.until_ready().await;
+        operator
+    }
+
+    /// The same, without waiting until it is ready.
+    pub async fn spawn_via(&self, proxy: &FaultProxy, args: &[&str]) -> Operator {
         let url = proxy.url();
         let kubeconfig = self
             .plane
             .service_account_kubeconfig_via(&url, "monitoring", "ksm-scale-operator")
             .await;
-        Operator::start(&self.plane, &kubeconfig.expect("a token"), args).await
+        Operator::spawn(&self.plane, &kubeconfig.expect("a token"), args).await
     }
 }
 
@@ -353,6 +365,16 @@ const OBJECTS: u32 = 2_000;
 
 impl Witness {
     pub async fn start(client: &Client) -> Self {
+        Self::start_with(client, watcher::Config::default()).await
+    }
+
+    /// Follows the pods of one KSMScale only.
+    pub async fn of(client: &Client, scale: &str) -> Self {
+        let labels = format!("ksmscale.example.com={scale}");
+        Self::start_with(client, watcher::Config::default().labels(&labels)).await
+    }
+
+    async fn start_with(client: &Client, config: watcher::Config) -> Self {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (writer, pods) = (seen.clone(), Api::<Pod>::all(client.clone()));
         let (listed, first) = tokio::sync::oneshot::channel();
@@ -361,7 +383,7 @@ impl Witness {
             .map(|i| format!("{:08x}-0000-4000-8000-{i:012x}", i.wrapping_mul(2_654_435_761)))
             .collect();
         let task = tokio::spawn(async move {
-            let events = watcher(pods, watcher::Config::default()).default_backoff();
+            let events = watcher(pods, config).default_backoff();
             let _ = events
                 .try_for_each(|event| {
                     let mut seen = writer.lock().expect("no panic");
