@@ -18,25 +18,24 @@ fn sharded(namespace: &str, shards: u32) -> Value {
 fn kind(request: &SeenRequest) -> String {
     let verb = if request.watch { "WATCH" } else { request.method.as_str() };
     let mut path: Vec<_> = request.path.split('/').map(str::to_owned).collect();
-    for name in ["namespaces", "pods", "ksmscales", "poddisruptionbudgets"] {
-        if let Some(at) = path.iter().position(|part| part == name)
-            && let Some(part) = path.get_mut(at + 1)
+    for parent in [
+        "namespaces",
+        "pods",
+        "ksmscales",
+        "poddisruptionbudgets",
+        "serviceaccounts",
+        "clusterrolebindings",
+    ] {
+        if let Some(at) = path.iter().position(|part| part == parent)
+            && let Some(name) = path.get_mut(at + 1)
         {
-            *part = "*".into();
-        }
-    }
-    for name in ["serviceaccounts", "clusterrolebindings"] {
-        if let Some(at) = path.iter().position(|part| part == name)
-            && let Some(part) = path.get_mut(at + 1)
-        {
-            *part = "*".into();
+            *name = "*".into();
         }
     }
     format!("{verb} {}", path.join("/"))
 }
 
-/// Calls that can be told to be about one KSMScale by their path or query: here all those that
-/// bear its name or that of its namespace, which are alike.
+/// Calls of a change that are about one KSMScale, as their path or query tells.
 const CALLS: &[&str] = &[
     "GET /apis/monitor.example.com/v1alpha1/ksmscales/*",
     "PATCH /apis/monitor.example.com/v1alpha1/ksmscales/*/status",
@@ -102,17 +101,14 @@ fn fail_calls(proxy: &FaultProxy, cases: &[Case]) {
     }
 }
 
-/// Fails the next call of this kind about one KSMScale.
+/// Fails the next call of this kind about one KSMScale, whose name is also that of its namespace
+/// and stands in the path or, in a list, at the end of the label selector.
 fn fail_call(proxy: &FaultProxy, call: &'static str, name: &str, fault: Fault) {
-    let name = name.to_owned();
+    let (part, selector) = (name.to_owned(), format!("%3D{name}"));
     let about = move |r: &SeenRequest| {
-        let exactly = |text: &str| {
-            text.split(|c: char| c == '/' || c == '%' || c == '&' || c == ':')
-                .any(|p| p == name || p.strip_prefix("3D").or(p.strip_prefix("3A")) == Some(&name))
-                || text.contains(&format!("/ksm-{name}-shards"))
-        };
-        kind(r) == call && (exactly(&r.path) || exactly(&r.query))
-            || kind(r) == call && r.path.contains(&format!("/kube-state-metrics-{name}-"))
+        let ends_with_it = |pair: &str| pair.ends_with(&selector);
+        kind(r) == call
+            && (r.path.split(['/', ':']).any(|p| p == part) || r.query.split('&').any(ends_with_it))
     };
     proxy.fail_times(1, about, fault);
 }
@@ -227,7 +223,7 @@ async fn r47_an_api_server_that_is_down_for_a_minute_costs_a_minute() {
     cluster.plane.stop_api_server().await.expect("an outage");
     witness.saw_no_gap();
     // Not waiting for anything: this is the outage.
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     cluster.plane.start_api_server().await.expect("its end");
     // The old ones would go on backing off, longer than the operator does.
     cluster.kubelet = Some(Kubelet::start(cluster.client.clone(), Kubelet::always_ready()));

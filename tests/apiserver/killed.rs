@@ -113,7 +113,7 @@ fn same_end(first: &mut Option<Value>, end: Value, at: &str) {
 }
 
 /// Changes there and back again, killed after one write more each time, until neither is.
-async fn there_and_back(there: Value, back: Value, pods_then: [usize; 2]) {
+async fn there_and_back(there: &Value, back: &Value, pods_then: [usize; 2]) {
     let mut scene = Scene::set().await;
     scene.start_operator().await;
     scene.cluster.apply(NAME, back.clone()).await;
@@ -121,7 +121,7 @@ async fn there_and_back(there: Value, back: Value, pods_then: [usize; 2]) {
     let mut ends = [None, None];
     for writes in 1.. {
         let mut complete = true;
-        for (turn, spec) in [&there, &back].into_iter().enumerate() {
+        for (turn, spec) in [there, back].into_iter().enumerate() {
             scene.witness.watch();
             complete &= scene.change(spec, writes).await;
             scene.witness.saw_no_gap();
@@ -138,12 +138,12 @@ async fn there_and_back(there: Value, back: Value, pods_then: [usize; 2]) {
 
 #[tokio::test]
 async fn r34_r37_killed_after_each_write_of_3_to_5_and_5_to_3_shards() {
-    there_and_back(sharded(5, "k/s:v2.10.1"), sharded(3, "k/s:v2.10.1"), [5, 3]).await;
+    there_and_back(&sharded(5, "k/s:v2.10.1"), &sharded(3, "k/s:v2.10.1"), [5, 3]).await;
 }
 
 #[tokio::test]
 async fn r34_killed_after_each_write_of_an_image_change() {
-    there_and_back(sharded(3, "k/s:v2.20.0"), sharded(3, "k/s:v2.10.1"), [3, 3]).await;
+    there_and_back(&sharded(3, "k/s:v2.20.0"), &sharded(3, "k/s:v2.10.1"), [3, 3]).await;
 }
 
 #[tokio::test]
