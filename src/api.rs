@@ -61,7 +61,7 @@ const QUANTITY_PATTERN: &str =
 pub struct KSMScaleSpec {
     /// How many nodes one pod serves.
     #[serde(default = "default_nodes_per_monitor")]
-    #[schemars(range(min = 9))]
+    #[schemars(range(min = 9, max = i32::MAX))]
     pub nodes_per_monitor: i32,
     /// The kube-state-metrics image.
     #[serde(default = "default_monitor_image")]
@@ -138,7 +138,7 @@ pub struct Distribution {
     pub enable_pdb: bool,
     /// How many pods a drain may take at a time. 0 blocks every drain.
     #[serde(default = "default_max_unavailable")]
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 0, max = i32::MAX))]
     pub max_unavailable: i32,
 }
 

@@ -176,8 +176,8 @@ pub async fn run(
     });
     let controller = Controller::for_stream(scale_stream, scales)
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(CONCURRENCY))
-        .owns_stream(pod_stream)
-        .owns_stream(budgets)
+        .watches_stream(pod_stream, watches::owners)
+        .watches_stream(budgets, watches::owners)
         .reconcile_all_on(watches::changes(nodes))
         .reconcile_all_on(watches::changes(number))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
@@ -204,8 +204,7 @@ async fn reconcile(
     let id = ctx.reconciles.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!("reconcile", ksmscale = name, reconcile_id = id);
     let started = Instant::now();
-    let work = AssertUnwindSafe(work(&ctx, &name).instrument(span.clone())).catch_unwind().await;
-    let result = work.unwrap_or_else(|panic| Err(Error::Panic(text_of(&*panic))));
+    let result = survive(work(&ctx, &name).instrument(span.clone())).await;
     let _entered = span.enter();
     match &result {
         Ok(_) => tracing::debug!(duration_seconds = started.elapsed().as_secs_f64(), "done"),
@@ -226,6 +225,12 @@ async fn reconcile(
         ctx.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
     }
     result
+}
+
+/// The wall around a panic: it costs this reconcile, and is an error like any other.
+async fn survive(work: impl Future<Output = Result<Action, Error>>) -> Result<Action, Error> {
+    let result = AssertUnwindSafe(work).catch_unwind().await;
+    result.unwrap_or_else(|panic| Err(Error::Panic(text_of(&*panic))))
 }
 
 async fn work(ctx: &Context, name: &str) -> Result<Action, Error> {
@@ -285,4 +290,19 @@ fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
 
 fn gauge(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn r84_a_panic_is_an_error_of_one_reconcile_and_keeps_its_message() {
+        for (text, expected) in [("index 3", "index 3"), ("", "")] {
+            let result = survive(async { panic!("{text}") }).await;
+            let Err(Error::Panic(message)) = result else { panic!("{result:?}") };
+            assert_eq!(message, expected);
+        }
+        assert!(survive(async { Ok(Action::await_change()) }).await.is_ok());
+    }
 }

@@ -119,8 +119,7 @@ pub struct Shards {
 /// All violations, in the order of the schema and then of [`RULES`]. As in the API server, the
 /// rules are not asked where a field is missing or of another type, since they could not answer.
 pub fn validate(object: &Value) -> Result<Valid<Scale>, Violations> {
-    let mut object = object.clone();
-    schema::prune_nulls_and_default(&mut object, crd::schema());
+    let object = defaulted(object);
     let mut found = Vec::new();
     schema::check(&object, crd::schema(), "", &mut found);
     check_name(&object, &mut found);
@@ -132,11 +131,14 @@ pub fn validate(object: &Value) -> Result<Valid<Scale>, Violations> {
     let typed: KSMScale = match serde_json::from_value(object) {
         Ok(typed) => typed,
         Err(error) => {
-            found.push(Violation {
-                field: "spec".into(),
-                reason: Reason::FieldValueTypeInvalid,
-                message: format!("Invalid value: {error}"),
-            });
+            // A value out of its type's range is out of its bounds too, and has been reported.
+            if found.is_empty() {
+                found.push(Violation {
+                    field: "spec".into(),
+                    reason: Reason::FieldValueTypeInvalid,
+                    message: format!("Invalid value: {error}"),
+                });
+            }
             return Err(Violations(found));
         }
     };
@@ -151,6 +153,14 @@ pub fn validate(object: &Value) -> Result<Valid<Scale>, Violations> {
     if found.is_empty() { Ok(Valid(parse(typed))) } else { Err(Violations(found)) }
 }
 
+/// The object as the API server would store it: without nulls, and with every default.
+#[must_use]
+pub fn defaulted(object: &Value) -> Value {
+    let mut object = object.clone();
+    schema::prune_nulls_and_default(&mut object, crd::schema());
+    object
+}
+
 /// R12. The schema of `metadata.name` says it too, but the API server reads the name before it.
 fn check_name(object: &Value, found: &mut Vec<Violation>) {
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
@@ -158,7 +168,7 @@ fn check_name(object: &Value, found: &mut Vec<Violation>) {
         "Required value: name or generateName is required".to_owned()
     } else if !name.is_empty() && !schema::is_dns_subdomain(name) {
         format!(
-            "Invalid value: {name:?}: a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character"
+            "Invalid value: {name:?}: a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
         )
     } else {
         return;

@@ -125,6 +125,12 @@ impl FaultProxy {
         self.shared.lock().rules.push(Rule { matcher: Box::new(matcher), fault, times });
     }
 
+    /// How many times rules of [`FaultProxy::fail_times`] still wait for a request to fail.
+    pub fn unmet(&self) -> usize {
+        let state = self.shared.lock();
+        state.rules.iter().map(|rule| rule.times).filter(|&times| times < usize::MAX).sum()
+    }
+
     /// Breaks every watch under way, in the middle of the stream. New ones are let through.
     pub fn cut_watches(&self) {
         self.shared.watch_cuts.send_modify(|cuts| *cuts += 1);

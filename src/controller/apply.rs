@@ -1,7 +1,7 @@
 //! From changes to writes, one by one and without choices.
 
 use crate::{
-    names::OPERATOR,
+    names::{LABEL_NAME, LABEL_SCALE, OPERATOR},
     observed::is_owned_by,
     plan::{Change, Group},
     status::{Failure, FailureReason, Outcome},
@@ -121,12 +121,18 @@ where
 
 async fn failure(client: &Client, change: &Change, error: kube::Error) -> Failure {
     let mut reason = reason(&error);
-    // A pod of that name that is ours was made by a request whose answer we did not get.
+    // A pod of that name that is ours was made by a request whose answer we did not get. One that
+    // has lost a label of ours is not: it is never observed, so waiting for it would not end.
     if let (FailureReason::NameTaken, Change::CreatePod(pod, _)) = (reason, change) {
         let owner = pod.metadata.owner_references.iter().flatten().next();
         let found = in_namespace::<Pod>(client, &pod.metadata).get_opt(&pod.name_any()).await;
-        let owners = found.ok().flatten().and_then(|found| found.metadata.owner_references);
-        if owner.is_some_and(|owner| is_owned_by(owners.as_ref(), &owner.uid)) {
+        let is_ours = |found: Pod| {
+            let same = |label: &str| pod.labels().get(label) == found.labels().get(label);
+            owner.is_some_and(|o| is_owned_by(found.metadata.owner_references.as_ref(), &o.uid))
+                && same(LABEL_NAME)
+                && same(LABEL_SCALE)
+        };
+        if found.ok().flatten().is_some_and(is_ours) {
             reason = FailureReason::Conflict;
         }
     }

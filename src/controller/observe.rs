@@ -57,8 +57,8 @@ pub(super) async fn observe(ctx: &Context, scale: &Scale) -> Result<Observed, Er
     };
     match access(ctx, scale, &mut seen).await {
         // Without these rights pods can still be made (R63).
-        Err(Error::Read { source, .. }) if is_forbidden(&source) => {
-            seen.access_fault = Some(source.to_string());
+        Err(Error::Read { source: kube::Error::Api(status), .. }) if status.is_forbidden() => {
+            seen.access_fault = Some(status.message);
         }
         other => other?,
     }
@@ -142,10 +142,6 @@ async fn access(ctx: &Context, scale: &Scale, seen: &mut Observed) -> Result<(),
 fn others(ctx: &Context, scale: &Scale) -> Vec<String> {
     let all = ctx.scales.state();
     all.iter().map(|other| other.name_any()).filter(|name| *name != scale.name).collect()
-}
-
-fn is_forbidden(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.is_forbidden())
 }
 
 fn read(what: &'static str) -> impl FnOnce(kube::Error) -> Error {

@@ -8,7 +8,7 @@ use crate::{
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Api, Client, Resource,
-    api::{Patch, PatchParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 use serde_json::json;
@@ -26,14 +26,19 @@ pub(super) async fn status(
     if old == new {
         return Ok(());
     }
-    let api: Api<KSMScale> = Api::all(client.clone());
-    let patch = json!({
-        "apiVersion": KSMScale::api_version(&()),
-        "kind": KSMScale::kind(&()),
-        "status": new,
-    });
-    let params = PatchParams::apply(OPERATOR).force();
-    match api.patch_status(name, &params, &Patch::Apply(patch)).await {
+    // Neither sent nor answered in our types, which cannot hold a spec that does not fit them.
+    let resource = ApiResource::erase::<KSMScale>(&());
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    // Not applied: to apply, the API server reads the whole object by the CRD's types, and fails
+    // for one whose spec does not fit them, which is the one that most needs a status.
+    let patch = Patch::<()>::Json(
+        serde_json::from_value(json!([
+            {"op": "add", "path": "/status", "value": new},
+        ]))
+        .map_err(kube::Error::SerdeError)?,
+    );
+    let params = PatchParams { field_manager: Some(OPERATOR.into()), ..PatchParams::default() };
+    match api.patch_status(name, &params, &patch).await {
         // Deleted meanwhile: there is nobody left to tell.
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         other => other.map(drop),

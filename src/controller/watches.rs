@@ -16,12 +16,13 @@ use kube::{
     core::PartialObjectMeta,
     runtime::{
         PredicateConfig, WatchStreamExt, predicates,
-        reflector::{self, Store},
+        reflector::{self, ObjectRef, Store},
+        utils::Backoff,
         watcher::{self, watcher},
     },
 };
 use serde::de::DeserializeOwned;
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 use tokio::sync::watch;
 
 type Meta<K> = PartialObjectMeta<K>;
@@ -46,7 +47,7 @@ where
     K: Clone + Debug + DeserializeOwned + Resource<DynamicType = ()> + Send + 'static,
 {
     watcher(Api::<Meta<K>>::all(client), config)
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .inspect(move |event| match event {
             Ok(watcher::Event::InitDone) => ready.done(),
             Ok(_) => {}
@@ -55,6 +56,32 @@ where
                 tracing::warn!(error = %error, kind = %K::kind(&()), "watch interrupted, it is restored");
             }
         })
+}
+
+/// kube's default, but for its limit of half a minute: after an outage of the API server the first
+/// two attempts fail (no connection, then an expired resourceVersion), and both would take that.
+#[derive(Default)]
+struct WatchBackoff(watcher::DefaultBackoff);
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|delay| delay.min(Duration::from_secs(10)))
+    }
+}
+
+impl Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+/// The objects to reconcile. Errors end here: [`events`] has told about them and waits before it
+/// tries again, while the controller would stop listening to *all* its streams for as long.
+fn triggers<K: Send>(
+    objects: impl Stream<Item = watcher::Result<Meta<K>>> + Send,
+) -> impl Stream<Item = watcher::Result<Meta<K>>> + Send {
+    objects.filter(|object| future::ready(object.is_ok()))
 }
 
 /// Counts nodes. The count changes only when a node joins or leaves: heartbeats wake nobody (R18).
@@ -125,7 +152,7 @@ pub(super) fn scales(
         })
         .applied_objects()
         .predicate_filter(predicates::generation, PredicateConfig::default());
-    (stream, store, receiver)
+    (triggers(stream), store, receiver)
 }
 
 /// Pods that carry the labels of ours, and their store.
@@ -140,7 +167,7 @@ pub(super) fn pods(
         .modify(forget_managed_fields)
         .reflect(writer)
         .touched_objects();
-    (stream, store)
+    (triggers(stream), store)
 }
 
 /// PodDisruptionBudgets that carry the labels of ours.
@@ -150,9 +177,19 @@ pub(super) fn budgets(
 ) -> impl Stream<Item = watcher::Result<Meta<PodDisruptionBudget>>> + Send {
     let config = watcher::Config::default()
         .labels(&format!("{LABEL_NAME}={KUBE_STATE_METRICS},{LABEL_SCALE}"));
-    events::<PodDisruptionBudget>(client, config, ready)
-        .modify(forget_managed_fields)
-        .touched_objects()
+    let stream = events::<PodDisruptionBudget>(client, config, ready);
+    triggers(stream.modify(forget_managed_fields).touched_objects())
+}
+
+/// The KSMScales that own an object. kube's own mapping puts the object's namespace into the
+/// reference, also to an owner that has none. A KSMScale would then go by two references, and be
+/// reconciled twice at the same time.
+pub(super) fn owners<K>(object: Meta<K>) -> Vec<ObjectRef<Meta<KSMScale>>> {
+    let owners = object.metadata.owner_references.unwrap_or_default().into_iter();
+    let scales = owners.filter(|owner| {
+        owner.kind == KSMScale::kind(&()) && owner.api_version.starts_with(&*KSMScale::group(&()))
+    });
+    scales.map(|owner| ObjectRef::new(&owner.name)).collect()
 }
 
 fn forget_managed_fields<K>(object: &mut Meta<K>) {
@@ -170,6 +207,7 @@ fn forget_all_but_identity(node: &mut Meta<Node>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
     use watcher::Event::{Apply, Delete, Init, InitApply, InitDone};
 
     fn node(name: &str) -> Meta<Node> {
@@ -195,6 +233,24 @@ mod tests {
 
     fn list_failed() -> watcher::Error {
         watcher::Error::InitialListFailed(kube::Error::LinesCodecMaxLineLengthExceeded)
+    }
+
+    #[test]
+    fn r47_an_owner_is_one_reference_whatever_the_namespace_of_what_it_owns() {
+        let mut pod = Meta::<Pod>::default();
+        pod.metadata.namespace = Some("monitoring".into());
+        let owner = |kind: &str, group: &str| OwnerReference {
+            api_version: format!("{group}/v1alpha1"),
+            kind: kind.into(),
+            name: "dev".into(),
+            ..OwnerReference::default()
+        };
+        pod.metadata.owner_references = Some(vec![
+            owner("ReplicaSet", "apps"),
+            owner("KSMScale", "example.com"),
+            owner("KSMScale", "monitor.example.com"),
+        ]);
+        assert_eq!(owners(pod), [ObjectRef::new("dev")]);
     }
 
     #[tokio::test]

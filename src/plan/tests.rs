@@ -269,7 +269,7 @@ fn pods_that_never_started_are_replaced_at_once() {
     world.plan(&scale(&broken)).changes.iter().for_each(|c| world.apply(c));
     let plan = world.plan(&scale(&sharded(3)));
     let kinds: Vec<_> =
-        plan.changes.iter().map(|c| c.to_string()).filter(|c| c.contains(" pod ")).collect();
+        plan.changes.iter().map(ToString::to_string).filter(|c| c.contains(" pod ")).collect();
     assert_eq!(kinds.len(), 6, "{kinds:#?}");
     assert!(kinds[..3].iter().all(|c| c.starts_with("delete") && c.ends_with("has not started")));
     assert!(kinds[3..].iter().all(|c| c.starts_with("create")));

@@ -119,6 +119,9 @@ fn degraded(inputs: &Inputs<'_>) -> Fact {
         );
         return yes(&FailureReason::NameTaken, message);
     }
+    if let Some(message) = access_fault(scale, seen) {
+        return yes(&FailureReason::Forbidden, message);
+    }
     let deadline =
         SignedDuration::try_from(settings.progress_deadline).unwrap_or(SignedDuration::MAX);
     match &plan.waiting {
@@ -192,10 +195,7 @@ fn service_account_ready(inputs: &Inputs<'_>) -> Fact {
     let account = format!("ServiceAccount {}/{KUBE_STATE_METRICS}", scale.namespace);
     let fact =
         |status, reason: &str, message| Fact::new("ServiceAccountReady", status, reason, message);
-    if let Some(fault) = &seen.access_fault {
-        let message = format!(
-            "cannot read {account}: {fault}; grant the operator's ServiceAccount ClusterRole {OPERATOR}, or start it with --manage-service-account=false"
-        );
+    if let Some(message) = access_fault(scale, seen) {
         return fact(false, "Forbidden", message);
     }
     let is_access = |c: &Change| c.group() == Group::Access;
@@ -220,6 +220,14 @@ fn service_account_ready(inputs: &Inputs<'_>) -> Fact {
             ),
         ),
     }
+}
+
+/// R63. Pods are made all the same.
+fn access_fault(scale: &Scale, seen: &Observed) -> Option<String> {
+    let (namespace, fault) = (&scale.namespace, seen.access_fault.as_ref()?);
+    Some(format!(
+        "cannot read ServiceAccount {namespace}/{KUBE_STATE_METRICS}: {fault}; grant the operator's ServiceAccount ClusterRole {OPERATOR}, or start it with --manage-service-account=false"
+    ))
 }
 
 fn namespace_ready(inputs: &Inputs<'_>) -> Fact {

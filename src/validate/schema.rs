@@ -10,9 +10,14 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use regex::Regex;
 use serde_json::Value;
 
-/// Removes nulls (no field of ours is nullable) and sets defaults, as the API server does when it
-/// decodes an object.
+/// Removes nulls (no field of ours is nullable), sets defaults and writes whole numbers as such,
+/// as the API server does when it decodes and stores an object.
 pub(super) fn prune_nulls_and_default(value: &mut Value, schema: &JSONSchemaProps) {
+    let takes_integers =
+        schema.type_.as_deref() == Some("integer") || schema.x_kubernetes_int_or_string.is_some();
+    if let Some(whole) = whole_number(value).filter(|_| takes_integers) {
+        *value = whole.into();
+    }
     let (Value::Object(fields), Some(properties)) = (value, &schema.properties) else { return };
     for (name, schema) in properties {
         if fields.get(name).is_some_and(Value::is_null) {
@@ -27,6 +32,13 @@ pub(super) fn prune_nulls_and_default(value: &mut Value, schema: &JSONSchemaProp
     }
 }
 
+/// The number that `20.0` and `2e1` are.
+fn whole_number(value: &Value) -> Option<i64> {
+    let number = value.as_f64().filter(|_| value.is_f64())?;
+    // What is whole is written without a fraction here, whatever its size.
+    format!("{number}").parse().ok()
+}
+
 /// Checks `value` against `schema` and adds every violation to `found`, depth first.
 pub(super) fn check(
     value: &Value,
@@ -38,7 +50,12 @@ pub(super) fn check(
         found.push(Violation { field: path.to_owned(), reason, message });
     };
     if let Some(expected) = wrong_type(value, schema) {
-        let shown = type_of(value);
+        let (expected, shown) = match (&schema.format, value) {
+            // Where a format is given, the API server talks of formats, which few values have.
+            (Some(format), Value::Number(_)) => (format.as_str(), "float64"),
+            (Some(format), Value::Bool(_) | Value::Object(_)) => (format.as_str(), ""),
+            _ => (expected, type_of(value)),
+        };
         let text = format!(
             "Invalid value: {shown:?}: {path} in body must be of type {expected}: {shown:?}"
         );
@@ -103,8 +120,7 @@ fn check_number(
             ),
         );
     }
-    let int32 = (schema.format.as_deref() == Some("int32")).then_some(f64::from(i32::MAX));
-    if let Some(max) = schema.maximum.or(int32).filter(|max| value > *max) {
+    if let Some(max) = schema.maximum.filter(|max| value > *max) {
         add(
             Reason::FieldValueInvalid,
             format!(
@@ -121,17 +137,16 @@ fn check_text(
     add: &mut impl FnMut(Reason, String),
 ) {
     let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
+    let matches = |pattern: &String| Regex::new(pattern).is_ok_and(|regex| regex.is_match(text));
+    // As in the API server, the first violation of a text is the only one.
     if let Some(max) = schema.max_length.filter(|max| length > *max) {
         add(Reason::FieldValueTooLong, format!("Too long: may not be more than {max} bytes"));
-    }
-    if let Some(min) = schema.min_length.filter(|min| length < *min) {
+    } else if let Some(min) = schema.min_length.filter(|min| length < *min) {
         add(
             Reason::FieldValueInvalid,
             format!("Invalid value: {text:?}: {path} in body should be at least {min} chars long"),
         );
-    }
-    let matches = |pattern: &String| Regex::new(pattern).is_ok_and(|regex| regex.is_match(text));
-    if let Some(pattern) = schema.pattern.as_ref().filter(|pattern| !matches(pattern)) {
+    } else if let Some(pattern) = schema.pattern.as_ref().filter(|pattern| !matches(pattern)) {
         add(
             Reason::FieldValueInvalid,
             format!("Invalid value: {text:?}: {path} in body should match '{pattern}'"),

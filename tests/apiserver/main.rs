@@ -2,9 +2,16 @@
 //!
 //! Every test has a control plane of its own: the number of nodes is global to one.
 
+#![allow(clippy::panic, reason = "helpers of tests fail as tests do")]
 #![allow(unreachable_pub, reason = "modules of one test binary, with the visibility of a library")]
 
 mod changes;
+mod corpus;
+mod faults;
+mod killed;
+mod obstacles;
 mod scaling;
+mod stored;
+mod stuck;
 mod support;
 mod whole;

@@ -392,8 +392,8 @@ async fn o5_samples_are_valid_and_scale_as_they_say() {
 async fn o1_sigterm_stops_gracefully_and_healthz_answers_while_readyz_waits() {
     let cluster = Cluster::start(1).await;
     let operator = cluster.operator().await;
-    assert_eq!(http_get(operator.health, "/healthz").await.map(|a| a.0), Some(200));
-    assert_eq!(http_get(operator.health, "/readyz").await.map(|a| a.1).as_deref(), Some("ok\n"));
+    assert_eq!(operator.ask("/healthz").await.map(|a| a.0), Some(200));
+    assert_eq!(operator.ask("/readyz").await.map(|a| a.1).as_deref(), Some("ok\n"));
     assert!(operator.terminate().await.success());
 
     let proxy = devcluster::FaultProxy::start(&cluster.plane).await.expect("a proxy");
@@ -406,14 +406,14 @@ async fn o1_sigterm_stops_gracefully_and_healthz_answers_while_readyz_waits() {
         .expect("a token");
     let operator = Operator::spawn(&cluster.plane, &kubeconfig, &[]).await;
     let waiting = eventually("readyz says what it waits for", SOON, || async {
-        let (code, text) = http_get(operator.health, "/readyz").await?;
+        let (code, text) = operator.ask("/readyz").await?;
         (code == 503
             && text.starts_with("waiting for the list of nodes: ")
             && text.lines().count() == 1)
             .then_some(text)
     });
     waiting.await.expect("only nodes are waited for");
-    assert_eq!(http_get(operator.health, "/healthz").await.map(|a| a.0), Some(200));
+    assert_eq!(operator.ask("/healthz").await.map(|a| a.0), Some(200));
     proxy.clear();
     operator.until_ready().await;
     assert!(operator.log().contains("watch interrupted"));

@@ -7,6 +7,7 @@ use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, EvictParams, ListParams},
+    config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::json;
 
@@ -51,9 +52,8 @@ async fn r37_the_budget_lets_one_pod_go_at_a_time(cluster: &Cluster, operator: O
         .await
         .expect("a working budget");
     // A refused eviction is a 429, which the usual client would try again for minutes.
-    let file =
-        kube::config::Kubeconfig::read_from(cluster.plane.kubeconfig()).expect("a kubeconfig");
-    let config = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
+    let file = Kubeconfig::read_from(cluster.plane.kubeconfig()).expect("a kubeconfig");
+    let config = kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
     let mut config = config.expect("a configuration");
     config.default_retry = false;
     let client = kube::Client::try_from(config).expect("a client");
@@ -98,9 +98,8 @@ async fn until_objects(cluster: &Cluster, wanted: &[&str]) {
         let found = objects(cluster).await;
         (found == wanted).then_some(())
     });
-    if found.await.is_err() {
-        panic!("there should be {wanted:?}, and there is {:?}", objects(cluster).await);
-    }
+    let found = found.await;
+    assert!(found.is_ok(), "there should be {wanted:?}, and there is {:?}", objects(cluster).await);
 }
 
 /// Everything that the operator made, in all namespaces.

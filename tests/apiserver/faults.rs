@@ -1,0 +1,288 @@
+//! The API server fails, at every kind of call and in every way: the operator gets there all the
+//! same, without a restart and without a gap.
+
+use crate::support::*;
+use devcluster::{Fault, FaultProxy, Kubelet, SeenRequest};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, time::Duration};
+
+fn sharded(namespace: &str, shards: u32) -> Value {
+    json!({
+        "namespace": namespace,
+        "sharding": {"enabled": true, "shardCount": shards, "distribution": {"enablePDB": true}},
+    })
+}
+
+/// The kind of a request: its verb and path, with `*` for every name.
+fn kind(request: &SeenRequest) -> String {
+    let verb = if request.watch { "WATCH" } else { request.method.as_str() };
+    let mut path: Vec<_> = request.path.split('/').map(str::to_owned).collect();
+    for parent in [
+        "namespaces",
+        "pods",
+        "ksmscales",
+        "poddisruptionbudgets",
+        "serviceaccounts",
+        "clusterrolebindings",
+    ] {
+        if let Some(at) = path.iter().position(|part| part == parent)
+            && let Some(name) = path.get_mut(at + 1)
+        {
+            *name = "*".into();
+        }
+    }
+    format!("{verb} {}", path.join("/"))
+}
+
+/// Calls of a change that are about one KSMScale, as their path or query tells.
+const CALLS: &[&str] = &[
+    "GET /apis/monitor.example.com/v1alpha1/ksmscales/*",
+    "PATCH /apis/monitor.example.com/v1alpha1/ksmscales/*/status",
+    "GET /api/v1/namespaces/*",
+    "GET /api/v1/namespaces/*/pods",
+    "POST /api/v1/namespaces/*/pods",
+    "DELETE /api/v1/namespaces/*/pods/*",
+    "GET /apis/policy/v1/poddisruptionbudgets",
+    "PATCH /apis/policy/v1/namespaces/*/poddisruptionbudgets/*",
+];
+
+/// Calls that only a first reconcile makes, or that are about all KSMScales.
+const SHARED_CALLS: &[&str] = &[
+    "GET /api/v1/serviceaccounts",
+    "GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "POST /apis/events.k8s.io/v1/namespaces/*/events",
+];
+
+/// Calls of a first reconcile in a namespace.
+const FIRST_CALLS: &[&str] = &[
+    "GET /api/v1/namespaces/*/serviceaccounts/*",
+    "GET /apis/policy/v1/namespaces/*/poddisruptionbudgets/*",
+    "GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/*",
+    "PATCH /api/v1/namespaces/*/serviceaccounts/*",
+    "PATCH /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/*",
+];
+
+/// Lists and watches, one pair for each kind that is watched.
+const WATCHED: &[&str] = &[
+    "/api/v1/nodes",
+    "/api/v1/pods",
+    "/apis/monitor.example.com/v1alpha1/ksmscales",
+    "/apis/policy/v1/poddisruptionbudgets",
+];
+
+const FAULTS: &[Fault] = &[
+    Fault::status(409),
+    Fault::too_many_requests(Duration::from_secs(1)),
+    Fault::status(500),
+    Fault::status(503),
+    Fault::Close,
+    Fault::LoseAnswer,
+];
+
+const HANGING: &[Fault] = &[Fault::Hang];
+
+/// A KSMScale, the call about it that fails, and how it fails at the first, the second, …
+type Case = (String, &'static str, &'static [Fault]);
+
+/// Every fault at every call: three after each other for one KSMScale, the rest for another.
+fn cases(calls: &[&'static str]) -> Vec<Case> {
+    let halves = || FAULTS.chunks(3).enumerate();
+    let of_call = |(at, call): (usize, &&'static str)| {
+        let call = *call;
+        halves().map(move |(half, faults)| (format!("case-{at}-{half}"), call, faults))
+    };
+    calls.iter().enumerate().flat_map(of_call).collect()
+}
+
+fn fail_calls(proxy: &FaultProxy, cases: &[Case]) {
+    for (name, call, faults) in cases {
+        faults.iter().for_each(|fault| fail_call(proxy, call, name, *fault));
+    }
+}
+
+/// Fails the next call of this kind about one KSMScale, whose name is also that of its namespace
+/// and stands in the path or, in a list, at the end of the label selector.
+fn fail_call(proxy: &FaultProxy, call: &'static str, name: &str, fault: Fault) {
+    let (part, selector) = (name.to_owned(), format!("%3D{name}"));
+    let about = move |r: &SeenRequest| {
+        let ends_with_it = |pair: &str| pair.ends_with(&selector);
+        kind(r) == call
+            && (r.path.split(['/', ':']).any(|p| p == part) || r.query.split('&').any(ends_with_it))
+    };
+    proxy.fail_times(1, about, fault);
+}
+
+#[tokio::test]
+async fn r84_every_call_of_a_change_may_fail_in_every_way() {
+    let cluster = Cluster::start(4).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    let mut cases = cases(CALLS);
+    // These take fifteen seconds each, at the same time.
+    for at in [1, 3, 4] {
+        cases.push((format!("hanging-{at}"), CALLS[at], HANGING));
+    }
+    for (name, ..) in &cases {
+        cluster.allow_namespace(name).await;
+        cluster.apply(name, sharded(name, 2)).await;
+    }
+    let _operator = cluster.operator_via(&proxy, &[]).await;
+    join_all(cases.iter().map(|(name, ..)| cluster.until_settled(name))).await;
+    let mut witnesses = Vec::new();
+    for (name, ..) in &cases {
+        let witness = Witness::of(&cluster.client, name).await;
+        witness.watch();
+        witnesses.push(witness);
+    }
+    proxy.reset_log();
+    fail_calls(&proxy, &cases);
+    for (name, ..) in &cases {
+        cluster.apply(name, sharded(name, 3)).await;
+    }
+    join_all(cases.iter().map(|(name, ..)| cluster.until_settled(name))).await;
+    witnesses.iter().for_each(Witness::saw_no_gap);
+    assert_all_known(&proxy);
+    let unmet = proxy.unmet();
+    assert_eq!(unmet, 0, "{unmet} faults were never met");
+}
+
+/// Every kind of call that was made stands in one of the lists above.
+fn assert_all_known(proxy: &FaultProxy) {
+    let watched =
+        |k: &String| WATCHED.iter().any(|p| *k == format!("GET {p}") || *k == format!("WATCH {p}"));
+    let known = [CALLS, SHARED_CALLS, FIRST_CALLS].concat();
+    let made: BTreeSet<_> = proxy.requests().iter().map(kind).collect();
+    let unknown: Vec<_> =
+        made.iter().filter(|k| !known.contains(&k.as_str()) && !watched(k)).collect();
+    assert!(unknown.is_empty(), "calls that no fault is tried at: {unknown:#?}");
+}
+
+#[tokio::test]
+async fn r63_r84_every_call_of_a_first_reconcile_may_fail_in_every_way() {
+    let cluster = Cluster::start(4).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    let cases = cases(FIRST_CALLS);
+    fail_calls(&proxy, &cases);
+    for (name, ..) in &cases {
+        cluster.allow_namespace(name).await;
+        cluster.apply(name, sharded(name, 2)).await;
+    }
+    for call in SHARED_CALLS {
+        for fault in FAULTS {
+            proxy.fail_times(1, move |r| kind(r) == *call, *fault);
+        }
+    }
+    let _operator = cluster.operator_via(&proxy, &[]).await;
+    join_all(cases.iter().map(|(name, ..)| cluster.until_settled(name))).await;
+    assert_all_known(&proxy);
+    let unmet = proxy.unmet();
+    assert_eq!(unmet, 0, "{unmet} faults were never met");
+}
+
+#[tokio::test]
+async fn r47_lists_and_watches_may_fail_and_break() {
+    let cluster = Cluster::start(16).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    for (at, path) in WATCHED.iter().enumerate() {
+        for watch in [false, true] {
+            let fault = FAULTS[(at + usize::from(watch)) % FAULTS.len()];
+            proxy.fail_times(1, move |r| r.path == *path && r.watch == watch, fault);
+        }
+    }
+    let operator = cluster.operator_via(&proxy, &[]).await;
+    assert_eq!(proxy.unmet(), 0);
+    let witness = Witness::start(&cluster.client).await;
+    cluster.apply("dev", sharded("monitoring", 3)).await;
+    cluster.until_settled("dev").await;
+    witness.watch();
+    for shards in [5, 3, 4] {
+        proxy.cut_watches();
+        cluster.apply("dev", sharded("monitoring", shards)).await;
+        proxy.cut_watches();
+        cluster.until_settled("dev").await;
+        proxy.cut_watches();
+    }
+    witness.saw_no_gap();
+    assert!(operator.terminate().await.success());
+}
+
+#[tokio::test]
+async fn r47_an_api_server_that_is_down_for_a_minute_costs_a_minute() {
+    let mut cluster = Cluster::start(4).await;
+    let _operator = cluster.operator().await;
+    cluster.apply("dev", sharded("monitoring", 3)).await;
+    cluster.until_settled("dev").await;
+    let witness = Witness::start(&cluster.client).await;
+    witness.watch();
+    cluster.apply("dev", sharded("monitoring", 5)).await;
+    eventually("the change has begun", SOON, || async {
+        (cluster.pod_names("monitoring").await.len() > 3).then_some(())
+    })
+    .await
+    .expect("a change");
+    cluster.plane.stop_api_server().await.expect("an outage");
+    witness.saw_no_gap();
+    // Not waiting for anything: this is the outage.
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    cluster.plane.start_api_server().await.expect("its end");
+    // The old ones would go on backing off, longer than the operator does.
+    cluster.kubelet = Some(Kubelet::start(cluster.client.clone(), Kubelet::always_ready()));
+    let witness = Witness::start(&cluster.client).await;
+    witness.watch();
+    cluster.until_settled("dev").await;
+    witness.saw_no_gap();
+    assert_eq!(cluster.pod_names("monitoring").await.len(), 5);
+}
+
+#[tokio::test]
+async fn r84_retry_after_is_obeyed() {
+    let cluster = Cluster::start(1).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    let lists = |r: &SeenRequest| kind(r) == "GET /api/v1/namespaces/*/pods";
+    proxy.fail_times(1, lists, Fault::too_many_requests(Duration::from_secs(3)));
+    let _operator = cluster.operator_via(&proxy, &[]).await;
+    cluster.apply("dev", json!({})).await;
+    let seen = async |n: usize| {
+        eventually("a list of pods", SOON, || async {
+            (proxy.requests().iter().filter(|r| lists(r)).count() >= n).then_some(())
+        })
+        .await
+        .expect("a list of pods");
+        tokio::time::Instant::now()
+    };
+    let first = seen(1).await;
+    let second = seen(2).await;
+    // Seen a little late, the first time; without the header it would come after half a second.
+    assert!(second - first > Duration::from_millis(2_500), "{:?}", second - first);
+    cluster.until_settled("dev").await;
+}
+
+#[tokio::test]
+async fn r15_without_a_list_of_nodes_nothing_is_written_and_readyz_says_why() {
+    let cluster = Cluster::start(31).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    let operator = cluster.operator_via(&proxy, &[]).await;
+    cluster.apply("dev", json!({})).await;
+    cluster.until_settled("dev").await;
+    operator.kill();
+    proxy.fail(|r| r.path == "/api/v1/nodes", Fault::status(403));
+    proxy.reset_log();
+    let operator = cluster.spawn_via(&proxy, &[]).await;
+    cluster.apply("dev", json!({"monitorImage": "k/s:v2"})).await;
+    let errors = "ksm_scale_operator_reconcile_errors_total{kind=\"nodes_unknown\"}";
+    eventually("two reconciles that failed", SOON, || async {
+        operator.ask("/metrics").await?;
+        (operator.metric(errors).await >= 2.0).then_some(())
+    })
+    .await
+    .expect("failed reconciles");
+    let (code, text) = operator.ask("/readyz").await.expect("an answer");
+    assert!(code == 503 && text.contains("waiting for the list of nodes"), "{code} {text}");
+    let writes: Vec<_> = proxy.requests().into_iter().filter(|r| r.mutating).collect();
+    assert!(writes.is_empty(), "{writes:#?}");
+    assert_eq!(cluster.pod_names("monitoring").await.len(), 3);
+    proxy.clear();
+    operator.until_ready().await;
+    let status = cluster.until_settled("dev").await;
+    assert_eq!(status.node_count, Some(31));
+}

@@ -1,0 +1,199 @@
+//! The operator is killed after each single write: the next one ends at the same place, and
+//! nothing goes unexposed on the way.
+
+use crate::support::*;
+use devcluster::FaultProxy;
+use ksm_scale_operator::api::KSMScale;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+const NAME: &str = "killed";
+
+fn sharded(shards: u32, image: &str) -> Value {
+    json!({
+        "monitorImage": image,
+        "sharding": {
+            "enabled": true, "shardCount": shards,
+            "distribution": {"enablePDB": true, "spreadAcrossNodes": true},
+        },
+    })
+}
+
+/// A cluster, an operator behind a proxy and a witness, for one change after the other.
+struct Scene {
+    cluster: Cluster,
+    proxy: FaultProxy,
+    operator: Option<Operator>,
+    witness: Witness,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let cluster = Cluster::start(4).await;
+        let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+        let witness = Witness::start(&cluster.client).await;
+        Self { cluster, proxy, operator: None, witness }
+    }
+
+    async fn start_operator(&mut self) {
+        self.operator = Some(self.cluster.operator_via(&self.proxy, &[]).await);
+    }
+
+    /// Changes the spec and kills the operator after `writes` writes. Returns whether the change
+    /// was complete before. Either way an operator runs and the change is complete afterwards.
+    async fn change(&mut self, spec: &Value, writes: usize) -> bool {
+        self.proxy.cut_after_mutations(writes);
+        self.cluster.apply(NAME, spec.clone()).await;
+        let complete = tokio::select! {
+            () = self.proxy.cut_reached() => false,
+            _ = self.cluster.until_settled(NAME) => true,
+        };
+        if !complete {
+            self.operator.take().expect("an operator").kill();
+            self.proxy.clear();
+            self.start_operator().await;
+            self.cluster.until_settled(NAME).await;
+        }
+        self.proxy.clear();
+        complete
+    }
+
+    /// What is there, without what tells one run from another: names, UIDs and times.
+    async fn end(&self) -> Value {
+        let pods = self.cluster.pods("monitoring").list(&ListParams::default()).await;
+        let mut pods: Vec<_> = pods
+            .expect("pods")
+            .into_iter()
+            .map(|pod| {
+                let container = &pod.spec.as_ref().expect("a spec").containers[0];
+                json!({
+                    "labels": pod.labels(), "annotations": pod.annotations(),
+                    "owner": pod.owner_references()[0].name, "args": container.args,
+                    "image": container.image, "deleted": pod.metadata.deletion_timestamp,
+                })
+            })
+            .collect();
+        pods.sort_by_key(|pod| pod["labels"]["index"].to_string());
+        let budgets: Api<PodDisruptionBudget> = Api::all(self.cluster.client.clone());
+        let budgets = budgets.list(&ListParams::default()).await.expect("PodDisruptionBudgets");
+        let budgets: Vec<_> = budgets
+            .into_iter()
+            .map(|budget| json!({"name": budget.name_any(), "spec": budget.spec}))
+            .collect();
+        let scale = self.cluster.scales().get(NAME).await.expect("the KSMScale");
+        json!({"pods": pods, "budgets": budgets, "status": comparable(&scale)})
+    }
+}
+
+/// The status without pod names, times and generations.
+fn comparable(scale: &KSMScale) -> Value {
+    let mut status = serde_json::to_value(&scale.status).expect("JSON");
+    assert_eq!(status["observedGeneration"], json!(scale.metadata.generation));
+    status["observedGeneration"] = Value::Null;
+    status["lastUpdated"] = Value::Null;
+    for condition in status["conditions"].as_array_mut().expect("conditions") {
+        condition["lastTransitionTime"] = Value::Null;
+        condition["observedGeneration"] = Value::Null;
+    }
+    let shards = status["shardingStatus"]["shardDistribution"].as_object_mut().expect("shards");
+    shards.values_mut().for_each(|shard| shard["pods"] = Value::Null);
+    status
+}
+
+/// Compares an end with the first one of its kind.
+fn same_end(first: &mut Option<Value>, end: Value, at: &str) {
+    let expected = first.get_or_insert_with(|| end.clone());
+    assert_eq!(*expected, end, "{at}");
+}
+
+/// Changes there and back again, killed after one write more each time, until neither is.
+async fn there_and_back(there: &Value, back: &Value, pods_then: [usize; 2]) {
+    let mut scene = Scene::set().await;
+    scene.start_operator().await;
+    scene.cluster.apply(NAME, back.clone()).await;
+    scene.cluster.until_settled(NAME).await;
+    let mut ends = [None, None];
+    for writes in 1.. {
+        let mut complete = true;
+        for (turn, spec) in [there, back].into_iter().enumerate() {
+            scene.witness.watch();
+            complete &= scene.change(spec, writes).await;
+            scene.witness.saw_no_gap();
+            let end = scene.end().await;
+            assert_eq!(end["pods"].as_array().expect("pods").len(), pods_then[turn]);
+            same_end(&mut ends[turn], end, &format!("turn {turn}, after {writes} writes"));
+        }
+        if complete {
+            assert!(writes > 8, "a change of pods takes more than {writes} writes");
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn r34_r37_killed_after_each_write_of_3_to_5_and_5_to_3_shards() {
+    there_and_back(&sharded(5, "k/s:v2.10.1"), &sharded(3, "k/s:v2.10.1"), [5, 3]).await;
+}
+
+#[tokio::test]
+async fn r34_killed_after_each_write_of_an_image_change() {
+    there_and_back(&sharded(3, "k/s:v2.20.0"), &sharded(3, "k/s:v2.10.1"), [3, 3]).await;
+}
+
+#[tokio::test]
+async fn r16_r37_r63_killed_after_each_write_of_a_first_install() {
+    let mut scene = Scene::set().await;
+    let mut first = None;
+    for writes in 1.. {
+        scene.start_operator().await;
+        let mut kept = BTreeSet::new();
+        scene.proxy.cut_after_mutations(writes);
+        scene.cluster.apply(NAME, sharded(3, "k/s:v2.10.1")).await;
+        let complete = tokio::select! {
+            () = scene.proxy.cut_reached() => false,
+            _ = scene.cluster.until_settled(NAME) => true,
+        };
+        scene.operator.take().expect("an operator").kill();
+        scene.proxy.clear();
+        if !complete {
+            kept = uids(&scene.cluster).await;
+            scene.start_operator().await;
+            scene.cluster.until_settled(NAME).await;
+            scene.operator.take().expect("an operator").kill();
+        }
+        assert!(kept.is_subset(&uids(&scene.cluster).await), "a pod was made twice");
+        same_end(&mut first, scene.end().await, &format!("after {writes} writes"));
+        if complete {
+            assert!(writes > 5, "an installation takes more than {writes} writes");
+            return;
+        }
+        clean_up(&scene.cluster).await;
+    }
+}
+
+async fn uids(cluster: &Cluster) -> BTreeSet<String> {
+    let pods = cluster.pods("monitoring").list(&ListParams::default()).await.expect("pods");
+    pods.iter().filter_map(ResourceExt::uid).collect()
+}
+
+/// What the garbage collector would do, and the binding, which the operator would write again.
+async fn clean_up(cluster: &Cluster) {
+    let (delete, all) = (DeleteParams::default(), ListParams::default());
+    cluster.scales().delete(NAME, &delete).await.expect("the KSMScale is deleted");
+    cluster.pods("monitoring").delete_collection(&delete, &all).await.expect("no pods");
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), "monitoring");
+    budgets.delete_collection(&delete, &all).await.expect("no PodDisruptionBudgets");
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
+        Api::namespaced(cluster.client.clone(), "monitoring");
+    let _ = accounts.delete("kube-state-metrics", &delete).await;
+    let bindings: Api<k8s_openapi::api::rbac::v1::ClusterRoleBinding> =
+        Api::all(cluster.client.clone());
+    let _ = bindings.delete("ksm-scale-operator-kube-state-metrics:monitoring", &delete).await;
+    cluster.until_pods("monitoring", &[]).await;
+}
