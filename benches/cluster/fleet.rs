@@ -11,7 +11,11 @@ use kube::{
     api::{ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 const DEADLINE: Duration = Duration::from_mins(10);
 
@@ -23,6 +27,8 @@ pub struct Fleet<'p> {
     plane: &'p ControlPlane,
     pub nodes: u32,
     pub scales: u32,
+    /// Of heartbeats: a patch that changes nothing is no write.
+    rounds: AtomicU32,
 }
 
 impl<'p> Fleet<'p> {
@@ -42,7 +48,7 @@ impl<'p> Fleet<'p> {
             let error = String::from_utf8_lossy(&output.stderr).into_owned();
             ensure!(output.status.success(), "kubectl {args}: {error}");
         }
-        Ok(Self { plane, nodes, scales })
+        Ok(Self { plane, nodes, scales, rounds: AtomicU32::new(0) })
     }
 
     pub async fn make_nodes(&self) -> Result<()> {
@@ -97,12 +103,13 @@ impl<'p> Fleet<'p> {
     pub async fn heartbeats(&self, time: Duration) -> Result<()> {
         const CONCURRENCY: usize = 4;
         let nodes = Api::<Node>::all(self.plane.admin());
+        let round = self.rounds.fetch_add(1, Ordering::Relaxed);
+        let at = Timestamp::from_second(1_800_000_000 + i64::from(round))?;
         let start = tokio::time::Instant::now();
         let beats = (0..self.nodes).map(|i| {
             let nodes = nodes.clone();
             async move {
                 tokio::time::sleep_until(start + time / self.nodes * i).await;
-                let at = Timestamp::from_second(1_800_000_000 + i64::from(i))?;
                 let patch = json!({"status": {"conditions": [{
                     "type": "Ready",
                     "status": "True",

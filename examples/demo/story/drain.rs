@@ -5,7 +5,7 @@ use crate::{
     report::{Report, seconds},
     stage::{SOON, Stage},
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use devcluster::eventually;
 use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
 use kube::{
@@ -16,12 +16,13 @@ use kube::{
 use std::time::Instant;
 
 const BUDGET: &str = "ksm-test-sharded-ksm-shards";
+const NODES: &str = "node-0 node-1 node-2 node-3";
 
 pub async fn drain(report: &mut Report, stage: &Stage) -> Result<()> {
     report.step(
-        "Evict two pods at once, as a drain of a node does",
-        "maxUnavailable is 1: one eviction is allowed, the other refused with 429 until the\n\
-         operator has replaced the first pod; then allowed. (Each shard has one replica here,\n\
+        "Evict two pods, as drains of their nodes do",
+        "maxUnavailable is 1: the first eviction is allowed, the second refused with 429 until the\n\
+         first pod's replacement is Ready; then allowed. (Each shard has one replica here,\n\
          so its objects have nobody until then: that is what maxUnavailable: 1 permits.)",
     );
     let outcome = follow(report, stage, SHARDED, evictions(report, stage));
@@ -41,23 +42,24 @@ async fn evictions(report: &Report, stage: &Stage) -> Result<String> {
     let names = stage.look(SHARDED).await?.ready;
     let [first, second, ..] = names.as_slice() else { bail!("fewer than two pods are Ready") };
     let params = EvictParams::default();
-    // Both at once: one after the other, a slow machine might replace the first in between.
+    report.note("no node takes pods for now, so the replacement has to wait");
+    stage.kubectl(report, &format!("cordon {NODES}")).await?;
+    pods.evict(first, &params).await.context("the first eviction was refused")?;
+    report.note(&format!("evicted {first}"));
     let begun = Instant::now();
-    let answers = tokio::join!(pods.evict(first, &params), pods.evict(second, &params));
-    let (evicted, refused, refusal) = match answers {
-        (Ok(_), Err(kube::Error::Api(why))) if why.code == 429 => (first, second, why.message),
-        (Err(kube::Error::Api(why)), Ok(_)) if why.code == 429 => (second, first, why.message),
-        (Ok(_), Ok(_)) => bail!("both evictions were allowed at once"),
-        (one, other) => bail!("the evictions were answered with {one:?} and {other:?}"),
+    let refusal = match pods.evict(second, &params).await {
+        Err(kube::Error::Api(status)) if status.code == 429 => status.message,
+        Err(error) => return Err(error).context("the second eviction failed in another way"),
+        Ok(_) => bail!("the second eviction was allowed, too"),
     };
-    report.note(&format!("evicted {evicted}"));
-    report.note(&format!("refused {refused}: 429 {refusal}"));
+    report.note(&format!("refused {second}: 429 {refusal}"));
+    stage.kubectl(report, &format!("uncordon {NODES}")).await?;
     let allowed = eventually("the second eviction is allowed", SOON, async || {
-        pods.evict(refused, &params).await.ok()
+        pods.evict(second, &params).await.ok()
     });
     allowed.await?;
     let waited = seconds(begun.elapsed());
-    report.note(&format!("evicted {refused}, {waited} later"));
+    report.note(&format!("evicted {second}, {waited} later"));
     let sight = stage.until(SHARDED, |s| s.is_ready_with(4, 5)).await?;
     Ok(format!("1 allowed, the next refused with 429, allowed {waited} later\n{sight}"))
 }
