@@ -177,15 +177,27 @@ fn trouble(pod: &Pod) -> Option<String> {
         let reason = condition.reason.as_deref().unwrap_or("Unschedulable");
         return Some(explain(reason, condition.message.as_deref()));
     }
-    status.container_statuses.iter().flatten().find_map(waiting)
+    status.container_statuses.iter().flatten().find_map(container_trouble)
 }
 
-fn waiting(status: &ContainerStatus) -> Option<String> {
-    let waiting = status.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.as_deref()?;
-    // What every pod goes through is no trouble.
-    (!matches!(reason, "ContainerCreating" | "PodInitializing"))
-        .then(|| explain(reason, waiting.message.as_deref()))
+/// What is wrong with a container, in words that stay the same from one attempt to the next: the
+/// kubelet's own change with every back-off, and each would be a new status and a new Event.
+fn container_trouble(status: &ContainerStatus) -> Option<String> {
+    let waiting = status.state.as_ref().and_then(|s| s.waiting.as_ref());
+    match waiting.and_then(|w| w.reason.as_deref()) {
+        Some("ErrImagePull" | "ImagePullBackOff") => {
+            Some(format!("ImagePullBackOff: image {} cannot be pulled", status.image))
+        }
+        // What every pod goes through is no trouble, unless it was here before.
+        None | Some("ContainerCreating" | "PodInitializing" | "CrashLoopBackOff") => {
+            let last = status.last_state.as_ref()?.terminated.as_ref()?;
+            let (code, reason) = (last.exit_code, last.reason.as_deref().unwrap_or("Error"));
+            (!status.ready).then(|| {
+                format!("CrashLoopBackOff: the container exits with code {code} ({reason})")
+            })
+        }
+        Some(reason) => Some(explain(reason, waiting.and_then(|w| w.message.as_deref()))),
+    }
 }
 
 fn explain(reason: &str, message: Option<&str>) -> String {
@@ -205,4 +217,66 @@ pub fn is_owned_by(owners: Option<&Vec<OwnerReference>>, uid: &str) -> bool {
 #[must_use]
 pub fn is_managed(labels: Option<&BTreeMap<String, String>>) -> bool {
     labels.and_then(|l| l.get(LABEL_MANAGED_BY)).is_some_and(|by| by == OPERATOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn trouble_of(container: &Value) -> Option<String> {
+        let pod = json!({
+            "metadata": {"name": "p"},
+            "status": {"phase": "Running", "containerStatuses": [container]},
+        });
+        ObservedPod::new(&serde_json::from_value(pod).expect("a pod")).trouble
+    }
+
+    fn container(state: &Value, last: &Value) -> Value {
+        json!({
+            "name": "c", "image": "r/k:1", "imageID": "", "ready": false, "restartCount": 1,
+            "state": state, "lastState": last,
+        })
+    }
+
+    #[test]
+    fn r71_a_crash_loop_and_a_failed_pull_are_told_in_words_that_stay_the_same() {
+        let waiting = |reason: &str, message: &str| json!({"waiting": {"reason": reason, "message": message}});
+        let exited = json!({"terminated": {"exitCode": 2, "reason": "Error"}});
+        let crash = Some("CrashLoopBackOff: the container exits with code 2 (Error)".to_owned());
+        assert_eq!(
+            trouble_of(&container(&waiting("CrashLoopBackOff", "back-off 10s"), &exited)),
+            crash
+        );
+        assert_eq!(trouble_of(&container(&json!({"running": {}}), &exited)), crash);
+        let pull = Some("ImagePullBackOff: image r/k:1 cannot be pulled".to_owned());
+        assert_eq!(trouble_of(&container(&waiting("ErrImagePull", "not found"), &json!({}))), pull);
+        assert_eq!(
+            trouble_of(&container(&waiting("ImagePullBackOff", "Back-off"), &json!({}))),
+            pull
+        );
+    }
+
+    #[test]
+    fn a_pod_that_is_on_its_way_is_in_no_trouble() {
+        let creating = json!({"waiting": {"reason": "ContainerCreating"}});
+        assert_eq!(trouble_of(&container(&creating, &json!({}))), None);
+        assert_eq!(trouble_of(&container(&json!({"running": {}}), &json!({}))), None);
+        let mut recovered =
+            container(&json!({"running": {}}), &json!({"terminated": {"exitCode": 1}}));
+        recovered["ready"] = json!(true);
+        assert_eq!(trouble_of(&recovered), None);
+    }
+
+    #[test]
+    fn the_scheduler_and_the_kubelet_are_quoted_where_their_words_are_steady() {
+        let config = json!({"waiting": {"reason": "CreateContainerConfigError", "message": "secret not found"}});
+        let text = trouble_of(&container(&config, &json!({})));
+        assert_eq!(text.as_deref(), Some("CreateContainerConfigError: secret not found"));
+        let pod = json!({"metadata": {"name": "p"}, "status": {"phase": "Pending", "conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/4 nodes",
+        }]}});
+        let pod: Pod = serde_json::from_value(pod).expect("a pod");
+        assert_eq!(ObservedPod::new(&pod).trouble.as_deref(), Some("Unschedulable: 0/4 nodes"));
+    }
 }
