@@ -192,9 +192,14 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_precision_loss, reason = "counts of a few thousand")]
+#[expect(clippy::float_cmp, reason = "equal fractions come from equal integers")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Ordinals and totals, percent missing, percent duplicated.
+    type Row = (&'static [(u32, u32)], f64, f64);
 
     fn slices(pairs: &[(u32, u32)]) -> Vec<Slice> {
         pairs.iter().map(|&(ordinal, total)| Slice::new(ordinal, total).unwrap()).collect()
@@ -204,7 +209,7 @@ mod tests {
     /// over random UIDs with kube-state-metrics' own function.
     #[test]
     fn coverage_of_each_state_between_3_and_5_shards_is_as_measured() {
-        let table: &[(&[(u32, u32)], f64, f64)] = &[
+        let table: &[Row] = &[
             (&[(0, 5), (1, 3), (2, 3)], 13.4, 0.0),
             (&[(0, 5), (1, 5), (2, 3)], 26.7, 0.0),
             (&[(0, 5), (1, 5), (2, 5)], 39.9, 0.0),

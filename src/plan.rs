@@ -249,8 +249,9 @@ pub enum WaitReason {
 #[must_use]
 pub fn plan(scale: &Valid<Scale>, seen: &Observed, now: Timestamp, settings: &Settings) -> Plan {
     let desired = scale::desired(scale, seen.nodes);
+    let shape = pods::Shape::new(scale);
     let templates: Vec<_> =
-        scale::slots(&scale.mode, desired).map(|slot| pods::Template::new(scale, slot)).collect();
+        scale::slots(&scale.mode, desired).map(|slot| pods::Template::new(shape, slot)).collect();
     let settle = SignedDuration::try_from(settings.settle).unwrap_or(SignedDuration::MAX);
     let clock = order::Clock { now, settle };
     let may_create = seen.namespace == NamespaceState::Active;

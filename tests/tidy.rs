@@ -1,5 +1,7 @@
 //! The architecture, as a test: which module may use which, and which requirement is tested where.
 
+#![allow(clippy::panic, reason = "a helper of tests reports as a test does")]
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -196,8 +196,9 @@ impl ControlPlane {
         }
     }
 
-    /// Copies every log to a directory that outlives this control plane.
-    fn keep_logs(&self) -> io::Result<PathBuf> {
+    /// Copies every log to a directory that outlives this control plane, and says where. A panic
+    /// does so by itself.
+    pub fn keep_logs(&self) -> io::Result<PathBuf> {
         let name = self.layout.dir.file_name().unwrap_or_default();
         let kept = tools::log_archive().join(name);
         fs::create_dir_all(&kept)?;

@@ -6,6 +6,7 @@
 //! - [`FaultProxy`]: stands between a client and the API server, and fails requests on demand.
 //! - [`Process`]: a child process that cannot outlive its parent.
 //! - [`eventually`]: waiting for a condition with a deadline.
+//! - [`probe`]: asking a process how it is.
 //! - [`tools`]: the six binaries, built once from pinned Go modules.
 //!
 //! The crate works from a checkout only: it builds the modules in its own `go` folder.
@@ -14,6 +15,7 @@ pub mod control_plane;
 pub mod fault_proxy;
 pub mod instance;
 pub mod kubelet;
+pub mod probe;
 pub mod process;
 mod scratch;
 pub mod tools;

@@ -43,7 +43,7 @@ pub(super) struct Clock {
 /// Plans the pods of one KSMScale: `templates` in order of their index, `pods` as observed.
 pub(super) fn order(
     scale: &str,
-    templates: &[Template],
+    templates: &[Template<'_>],
     pods: &[ObservedPod],
     clock: Clock,
     may_create: bool,
@@ -74,14 +74,14 @@ struct Fleet<'a> {
 
 /// A slot and the pod in it that is as it should be.
 struct Holding<'a> {
-    template: &'a Template,
+    template: &'a Template<'a>,
     pod: Option<&'a ObservedPod>,
 }
 
 impl<'a> Fleet<'a> {
     fn new(
         scale: &'a str,
-        templates: &'a [Template],
+        templates: &'a [Template<'a>],
         pods: &'a [ObservedPod],
         clock: Clock,
     ) -> Self {
@@ -159,19 +159,14 @@ impl<'a> Fleet<'a> {
         }
     }
 
-    /// First the shards that only the new layout has, since they add the least duplicates and
-    /// let everything else go; then slots whose predecessor can go as soon as the successor
-    /// serves, so that one extra pod is enough; then by index.
-    fn replacement_order(&self, at: usize) -> (bool, bool, u32) {
+    /// First the shards that only the new layout has: they add the least duplicates and let the
+    /// most go. Then by index.
+    fn replacement_order(&self, at: usize) -> (bool, u32) {
         let slot = self.slots[at].template.slot;
-        let others = self.serving.iter().filter_map(|p| p.slice()).map(Slice::total);
-        let old = others.filter(|&total| total != slot.total).max();
+        let totals = self.serving.iter().filter_map(|p| p.slice()).map(Slice::total);
+        let old = totals.filter(|&total| total != slot.total).max();
         let is_new = old.is_some_and(|old| slot.shard >= old);
-        let gone = self.predecessors(at);
-        let mut remaining: Vec<Slice> = self.slices_without(&gone);
-        remaining.extend(slot.slice());
-        let frees = gone.iter().all(|p| p.slice().is_some_and(|s| is_redundant(s, &remaining)));
-        (!is_new, !frees, slot.index)
+        (!is_new, slot.index)
     }
 
     fn serves(&self, pod: &ObservedPod) -> bool {
@@ -191,13 +186,9 @@ impl<'a> Fleet<'a> {
     /// Whether the pods that serve without this one expose everything it exposes. A pod whose
     /// arguments make no sense may expose anything.
     fn is_redundant(&self, pod: &ObservedPod) -> bool {
-        let remaining = self.slices_without(&[pod]);
+        let remaining = self.serving.iter().filter(|p| p.uid != pod.uid);
+        let remaining: Vec<Slice> = remaining.filter_map(|p| p.slice()).collect();
         is_redundant(pod.slice().unwrap_or(Slice::ALL), &remaining)
-    }
-
-    fn slices_without(&self, gone: &[&ObservedPod]) -> Vec<Slice> {
-        let stays = |p: &&&ObservedPod| gone.iter().all(|g| g.uid != p.uid);
-        self.serving.iter().filter(stays).filter_map(|p| p.slice()).collect()
     }
 
     fn delete(&mut self, pod: &ObservedPod, reason: DeleteReason) {
@@ -212,9 +203,8 @@ impl<'a> Fleet<'a> {
         let template = self.slots[at].template;
         let index = template.slot.index;
         let namespace = template.namespace();
-        let free = |name: &String| {
-            self.pods.iter().all(|p| p.name != *name || Some(&*p.namespace) != namespace)
-        };
+        let free =
+            |name: &String| self.pods.iter().all(|p| p.name != *name || p.namespace != namespace);
         let names = [
             names::pod(self.scale, index),
             names::pod_beside(self.scale, index, &template.revision),

@@ -24,52 +24,61 @@ use k8s_openapi::{
     },
 };
 use kube::Resource;
-use std::collections::BTreeMap;
-use xxhash_rust::xxh3::xxh3_64;
+use std::{borrow::Cow, collections::BTreeMap};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 const METRICS_PORT: i32 = 8080;
 const TELEMETRY_PORT: i32 = 8081;
 
-/// A pod as it should be, but for its name.
-#[derive(Clone, Debug)]
-pub struct Template {
-    /// The slot it fills.
-    pub slot: Slot,
-    /// Hash of everything below.
-    pub revision: String,
-    pod: Pod,
+/// What the pods of all slots have in common, as a hash. Whatever else a pod is made of follows
+/// from its slot, so serializing one pod is enough to know the revisions of all.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape<'s> {
+    scale: &'s Scale,
+    hash: u64,
 }
 
-impl Template {
+impl<'s> Shape<'s> {
+    /// The shape of the pods of `scale`.
+    #[must_use]
+    pub fn new(scale: &'s Scale) -> Self {
+        let first = Slot { index: 0, shard: 0, replica: 0, total: scale.mode.total() };
+        // A map of strings and numbers always serializes.
+        let text = serde_json::to_string(&pod(scale, first)).unwrap_or_default();
+        Self { scale, hash: xxh3_64(text.as_bytes()) }
+    }
+}
+
+/// A pod as it should be, but for its name.
+#[derive(Clone, Debug)]
+pub struct Template<'s> {
+    /// The slot it fills.
+    pub slot: Slot,
+    /// Hash of everything that it is made from.
+    pub revision: String,
+    scale: &'s Scale,
+    labels: Vec<(&'static str, Cow<'s, str>)>,
+    args: Vec<String>,
+}
+
+impl<'s> Template<'s> {
     /// The pod for `slot`.
     #[must_use]
-    pub fn new(scale: &Scale, slot: Slot) -> Self {
-        let mut pod = Pod {
-            metadata: ObjectMeta {
-                namespace: Some(scale.namespace.clone()),
-                labels: Some(labels(scale, slot)),
-                annotations: Some(BTreeMap::from([(
-                    ANNOTATION_SAFE_TO_EVICT.to_owned(),
-                    "true".to_owned(),
-                )])),
-                ..Default::default()
-            },
-            spec: Some(spec(scale, slot)),
-            ..Default::default()
-        };
-        let revision = revision(&pod);
-        pod.metadata.owner_references = Some(vec![controller_reference(scale)]);
-        if let Some(labels) = &mut pod.metadata.labels {
-            labels.insert(LABEL_REVISION.to_owned(), revision.clone());
-        }
-        Self { slot, revision, pod }
+    pub fn new(shape: Shape<'s>, slot: Slot) -> Self {
+        let revision = revision(shape, slot);
+        let mut labels = labels(shape.scale, slot);
+        labels.push((LABEL_REVISION, revision.clone().into()));
+        Self { slot, revision, scale: shape.scale, labels, args: args(shape.scale, slot) }
     }
 
     /// The pod under a name.
     #[must_use]
     pub fn named(&self, name: String) -> Pod {
-        let mut pod = self.pod.clone();
-        pod.metadata.name = Some(name);
+        let mut pod = pod(self.scale, self.slot);
+        let meta = &mut pod.metadata;
+        meta.name = Some(name);
+        meta.labels = Some(owned(&self.labels));
+        meta.owner_references = Some(vec![controller_reference(self.scale)]);
         pod
     }
 
@@ -77,21 +86,36 @@ impl Template {
     /// (the revision among them) and the arguments (R34). Labels that others added don't matter.
     #[must_use]
     pub fn fits(&self, pod: &ObservedPod) -> bool {
-        let meta = &self.pod.metadata;
-        let ours = meta.labels.iter().flatten();
-        meta.namespace.as_deref() == Some(&pod.namespace)
-            && ours.into_iter().all(|(key, value)| pod.labels.get(key) == Some(value))
-            && self.args() == Some(&pod.args)
+        // The revision tells most pods apart, so it is looked at first.
+        self.labels
+            .iter()
+            .rev()
+            .all(|(key, value)| pod.labels.get(*key).is_some_and(|seen| seen == value))
+            && self.scale.namespace == pod.namespace
+            && self.args == pod.args
     }
 
     /// The namespace it is for.
     #[must_use]
-    pub fn namespace(&self) -> Option<&str> {
-        self.pod.metadata.namespace.as_deref()
+    pub fn namespace(&self) -> &str {
+        &self.scale.namespace
     }
+}
 
-    fn args(&self) -> Option<&Vec<String>> {
-        self.pod.spec.as_ref()?.containers.first()?.args.as_ref()
+/// A pod without name, owner and revision.
+fn pod(scale: &Scale, slot: Slot) -> Pod {
+    Pod {
+        metadata: ObjectMeta {
+            namespace: Some(scale.namespace.clone()),
+            labels: Some(owned(&labels(scale, slot))),
+            annotations: Some(BTreeMap::from([(
+                ANNOTATION_SAFE_TO_EVICT.to_owned(),
+                "true".to_owned(),
+            )])),
+            ..Default::default()
+        },
+        spec: Some(spec(scale, slot)),
+        ..Default::default()
     }
 }
 
@@ -115,24 +139,29 @@ pub fn owner_reference(scale: &Scale) -> OwnerReference {
     }
 }
 
-fn labels(scale: &Scale, slot: Slot) -> BTreeMap<String, String> {
+fn labels(scale: &Scale, slot: Slot) -> Vec<(&'static str, Cow<'_, str>)> {
+    let number = |n: u32| Cow::Owned(n.to_string());
     let mut labels = vec![
-        (LABEL_NAME, KUBE_STATE_METRICS.to_owned()),
-        (LABEL_INSTANCE, scale.name.clone()),
-        (LABEL_COMPONENT, "exporter".to_owned()),
-        (LABEL_SCALE, scale.name.clone()),
-        (LABEL_INDEX, slot.index.to_string()),
+        (LABEL_NAME, KUBE_STATE_METRICS.into()),
+        (LABEL_INSTANCE, scale.name.as_str().into()),
+        (LABEL_COMPONENT, "exporter".into()),
+        (LABEL_SCALE, scale.name.as_str().into()),
+        (LABEL_INDEX, number(slot.index)),
     ];
     if let Mode::Sharded(_) = scale.mode {
         labels.extend([
-            (LABEL_POD_INDEX, slot.index.to_string()),
-            (LABEL_SHARD_ID, slot.shard.to_string()),
-            (LABEL_SHARD_REPLICA, slot.replica.to_string()),
-            (LABEL_TOTAL_SHARDS, slot.total.to_string()),
-            (LABEL_SHARDING_ENABLED, "true".to_owned()),
+            (LABEL_POD_INDEX, number(slot.index)),
+            (LABEL_SHARD_ID, number(slot.shard)),
+            (LABEL_SHARD_REPLICA, number(slot.replica)),
+            (LABEL_TOTAL_SHARDS, number(slot.total)),
+            (LABEL_SHARDING_ENABLED, "true".into()),
         ]);
     }
-    labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    labels
+}
+
+fn owned(labels: &[(&'static str, Cow<'_, str>)]) -> BTreeMap<String, String> {
+    labels.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into_owned())).collect()
 }
 
 fn args(scale: &Scale, slot: Slot) -> Vec<String> {
@@ -273,10 +302,11 @@ fn resources(resources: &Resources) -> Option<ResourceRequirements> {
 
 /// Ten letters and digits for a pod without name and owner. The alphabet is the one of
 /// `k8s.io/apimachinery/pkg/util/rand`: no vowels, so no words.
-fn revision(pod: &Pod) -> String {
+fn revision(shape: Shape<'_>, slot: Slot) -> String {
     const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    // A map of strings and numbers always serializes.
-    let mut hash = xxh3_64(serde_json::to_string(pod).unwrap_or_default().as_bytes());
+    let Slot { index, shard, replica, total } = slot;
+    let own = [index, shard, replica, total].map(u32::to_le_bytes);
+    let mut hash = xxh3_64_with_seed(own.as_flattened(), shape.hash);
     let mut letter = || {
         let (rest, digit) = (hash / 27, hash % 27);
         hash = rest;

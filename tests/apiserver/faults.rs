@@ -271,12 +271,12 @@ async fn r15_without_a_list_of_nodes_nothing_is_written_and_readyz_says_why() {
     cluster.apply("dev", json!({"monitorImage": "k/s:v2"})).await;
     let errors = "ksm_scale_operator_reconcile_errors_total{kind=\"nodes_unknown\"}";
     eventually("two reconciles that failed", SOON, || async {
-        http_get(operator.metrics, "/metrics").await?;
+        operator.ask("/metrics").await?;
         (operator.metric(errors).await >= 2.0).then_some(())
     })
     .await
     .expect("failed reconciles");
-    let (code, text) = http_get(operator.health, "/readyz").await.expect("an answer");
+    let (code, text) = operator.ask("/readyz").await.expect("an answer");
     assert!(code == 503 && text.contains("waiting for the list of nodes"), "{code} {text}");
     let writes: Vec<_> = proxy.requests().into_iter().filter(|r| r.mutating).collect();
     assert!(writes.is_empty(), "{writes:#?}");

@@ -1,42 +1,32 @@
 //! A control plane with the CRD and the operator's rights on it, the operator as a process under
 //! its own ServiceAccount, and an independent witness of what its pods expose.
 
-use devcluster::{ControlPlane, FaultProxy, Kubelet, Level, Process, Signal};
-use futures::{StreamExt, TryStreamExt};
+use devcluster::{ControlPlane, FaultProxy, Kubelet, Level};
 use k8s_openapi::api::{
     core::v1::{Namespace, Pod},
     events::v1::Event,
 };
 use ksm_scale_operator::{
     api::{KSMScale, KSMScaleStatus},
-    coverage::shard_of,
     manifests,
-    observed::ObservedPod,
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
     discovery,
-    runtime::{WatchStreamExt, watcher},
 };
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    process::ExitStatus,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinHandle,
-};
+use std::time::Duration;
+
+mod operator;
+mod witness;
 
 pub use devcluster::eventually;
+pub use operator::Operator;
+pub use witness::{History, Witness};
 
 /// What a wait may take. Nothing here takes a tenth of it on a quiet machine.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SOON: Duration = Duration::from_mins(1);
 
 /// A control plane on which the operator can run.
 pub struct Cluster {
@@ -111,10 +101,6 @@ impl Cluster {
         api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(scale)).await.map(drop)
     }
 
-    pub async fn status(&self, name: &str) -> KSMScaleStatus {
-        self.scales().get(name).await.expect("the KSMScale").status.unwrap_or_default()
-    }
-
     /// Waits until the status satisfies `wanted`, and returns it.
     pub async fn until(
         &self,
@@ -168,7 +154,7 @@ impl Cluster {
     pub async fn create_namespace(&self, name: &str) {
         let api: Api<Namespace> = Api::all(self.client.clone());
         let namespace = serde_json::from_value(json!({"metadata": {"name": name}})).expect("JSON");
-        api.create(&Default::default(), &namespace).await.expect("a namespace");
+        api.create(&PostParams::default(), &namespace).await.expect("a namespace");
         // The controllers that make default ServiceAccounts may not run here.
     }
 
@@ -248,260 +234,6 @@ pub async fn apply_yaml(client: &Client, text: &str) {
         };
         let params = PatchParams::apply("test").force();
         api.patch(&object.name_any(), &params, &Patch::Apply(&object)).await.expect("applied");
-    }
-}
-
-/// The operator's process.
-pub struct Operator {
-    process: Process,
-    pub health: u16,
-    pub metrics: u16,
-    log: PathBuf,
-}
-
-impl Operator {
-    /// Starts it without waiting for anything.
-    pub async fn spawn(plane: &ControlPlane, kubeconfig: &Path, args: &[&str]) -> Self {
-        let (health, metrics) = (free_port().await, free_port().await);
-        let log = plane.dir().join(format!("operator-{health}.log"));
-        let (health_at, metrics_at) =
-            (format!("127.0.0.1:{health}"), format!("127.0.0.1:{metrics}"));
-        let mut all = vec![
-            "run",
-            "--health-probe-bind-address",
-            &health_at,
-            "--metrics-bind-address",
-            &metrics_at,
-        ];
-        all.extend(["--log-filter", "info,ksm_scale_operator=debug"]);
-        if !args.contains(&"--settle-time") {
-            all.extend(["--settle-time", "0s"]);
-        }
-        all.extend(args);
-        let env = [("KUBECONFIG", kubeconfig)];
-        let process =
-            Process::spawn("operator", env!("CARGO_BIN_EXE_ksm-scale-operator"), all, env, &log);
-        Self { process: process.expect("the operator starts"), health, metrics, log }
-    }
-
-    /// Starts it and waits until it is ready.
-    pub async fn start(plane: &ControlPlane, kubeconfig: &Path, args: &[&str]) -> Self {
-        let operator = Self::spawn(plane, kubeconfig, args).await;
-        operator.until_ready().await;
-        operator
-    }
-
-    pub async fn until_ready(&self) {
-        let ready = eventually("the operator is ready", SOON, || async {
-            (http_get(self.health, "/readyz").await?.0 == 200).then_some(())
-        });
-        if let Err(error) = ready.await {
-            panic!("{error}; its log:\n{}", self.log());
-        }
-    }
-
-    /// The value of a metric without labels, or of the line that starts with `name`.
-    pub async fn metric(&self, name: &str) -> f64 {
-        let (_, text) = http_get(self.metrics, "/metrics").await.expect("metrics");
-        let line = text.lines().find(|l| l.split(' ').next() == Some(name));
-        line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
-    }
-
-    pub fn signal(&mut self, signal: Signal) {
-        self.process.signal(signal).expect("the operator can be signalled");
-    }
-
-    /// SIGKILL.
-    pub fn kill(mut self) {
-        self.process.kill().expect("the operator can be killed");
-    }
-
-    /// SIGTERM, and what it ended with.
-    pub async fn terminate(mut self) -> ExitStatus {
-        self.process.terminate(SOON).await.expect("the operator stops")
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-async fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    listener.local_addr().expect("an address").port()
-}
-
-/// Status code and body, or `None` while nobody answers.
-pub async fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-    stream
-        .write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())
-        .await
-        .ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-}
-
-/// Follows every pod of the cluster and works out, at each of their changes, which objects the
-/// Ready ones expose: by hashing the UIDs of 2,000 made-up objects, knowing nothing of plans.
-pub struct Witness {
-    seen: Arc<Mutex<Seen>>,
-    task: JoinHandle<()>,
-}
-
-#[derive(Default)]
-struct Seen {
-    pods: BTreeMap<String, Pod>,
-    /// Changes of pods since the witness was asked to watch.
-    changes: usize,
-    /// The most objects that nobody exposed, and the pods at that moment.
-    worst: (usize, String),
-    most_pods: usize,
-}
-
-const OBJECTS: u32 = 2_000;
-
-impl Witness {
-    pub async fn start(client: &Client) -> Self {
-        Self::start_with(client, watcher::Config::default()).await
-    }
-
-    /// Follows the pods of one KSMScale only.
-    pub async fn of(client: &Client, scale: &str) -> Self {
-        let labels = format!("ksmscale.example.com={scale}");
-        Self::start_with(client, watcher::Config::default().labels(&labels)).await
-    }
-
-    async fn start_with(client: &Client, config: watcher::Config) -> Self {
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let (writer, pods) = (seen.clone(), Api::<Pod>::all(client.clone()));
-        let (listed, first) = tokio::sync::oneshot::channel();
-        let mut listed = Some(listed);
-        let uids: Vec<String> = (0..OBJECTS)
-            .map(|i| format!("{:08x}-0000-4000-8000-{i:012x}", i.wrapping_mul(2_654_435_761)))
-            .collect();
-        let task = tokio::spawn(async move {
-            let events = watcher(pods, config).default_backoff();
-            let _ = events
-                .try_for_each(|event| {
-                    let mut seen = writer.lock().expect("no panic");
-                    match event {
-                        watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
-                            seen.pods.insert(pod.uid().unwrap_or_default(), pod);
-                        }
-                        watcher::Event::Delete(pod) => {
-                            seen.pods.remove(&pod.uid().unwrap_or_default());
-                        }
-                        watcher::Event::InitDone => {
-                            listed.take().map(|listed| listed.send(()));
-                        }
-                        watcher::Event::Init => {}
-                    }
-                    seen.look(&uids);
-                    std::future::ready(Ok(()))
-                })
-                .await;
-        });
-        first.await.expect("a first list");
-        Self { seen, task }
-    }
-
-    /// Forgets what was; from now on every object has to be exposed.
-    pub fn watch(&self) {
-        let mut seen = self.seen.lock().expect("no panic");
-        (seen.changes, seen.worst, seen.most_pods) = (0, (0, String::new()), 0);
-    }
-
-    /// Panics if since [`Witness::watch`] an object was ever exposed by no Ready pod, or if pods
-    /// have not changed at all.
-    pub fn saw_no_gap(&self) {
-        let seen = self.seen.lock().expect("no panic");
-        assert!(seen.changes > 0, "no pod changed, so nothing was proven");
-        let (missing, at) = &seen.worst;
-        assert_eq!(*missing, 0, "of {OBJECTS} objects were exposed by nobody, with pods {at}");
-    }
-
-    /// The most pods there were at a time since [`Witness::watch`].
-    pub fn most_pods(&self) -> usize {
-        self.seen.lock().expect("no panic").most_pods
-    }
-}
-
-impl Drop for Witness {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Seen {
-    fn look(&mut self, uids: &[String]) {
-        let pods: Vec<_> = self.pods.values().map(ObservedPod::new).collect();
-        let serving: Vec<_> = pods.iter().filter(|p| p.is_ready()).collect();
-        let exposed = |uid: &&String| {
-            serving
-                .iter()
-                .filter_map(|p| p.slice())
-                .any(|s| shard_of(uid, s.total()) == s.ordinal())
-        };
-        let missing = uids.iter().filter(|uid| !exposed(uid)).count();
-        self.changes += 1;
-        self.most_pods = self.most_pods.max(pods.iter().filter(|p| !p.terminating).count());
-        if missing > self.worst.0 {
-            let names: Vec<_> = serving.iter().map(|p| p.name.clone()).collect();
-            self.worst = (missing, names.join(", "));
-        }
-    }
-}
-
-/// Every status that a KSMScale had, in order, from the moment of the call.
-pub struct History {
-    statuses: Arc<Mutex<Vec<KSMScaleStatus>>>,
-    task: JoinHandle<()>,
-}
-
-impl History {
-    pub async fn of(cluster: &Cluster, name: &str) -> Self {
-        let statuses = Arc::new(Mutex::new(Vec::new()));
-        let (writer, api) = (statuses.clone(), cluster.scales());
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let (listed, first) = tokio::sync::oneshot::channel();
-        let mut listed = Some(listed);
-        let task = tokio::spawn(async move {
-            watcher(api, config)
-                .default_backoff()
-                .for_each(|event| {
-                    match event {
-                        Ok(watcher::Event::Apply(scale) | watcher::Event::InitApply(scale)) => {
-                            let mut statuses = writer.lock().expect("no panic");
-                            if let Some(status) =
-                                scale.status.filter(|s| statuses.last() != Some(s))
-                            {
-                                statuses.push(status);
-                            }
-                        }
-                        Ok(watcher::Event::InitDone) => {
-                            listed.take().map(|listed| listed.send(()));
-                        }
-                        _ => {}
-                    }
-                    std::future::ready(())
-                })
-                .await;
-        });
-        first.await.expect("a first list");
-        Self { statuses, task }
-    }
-
-    pub fn statuses(&self) -> Vec<KSMScaleStatus> {
-        self.statuses.lock().expect("no panic").clone()
-    }
-}
-
-impl Drop for History {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -1,0 +1,60 @@
+# Every target is a few lines that call cargo; nothing is decided here.
+# Tests in tests/*.rs need no cluster; those in tests/*/main.rs and devcluster/tests do.
+
+UNIT    := $(patsubst tests/%.rs,--test %,$(wildcard tests/*.rs))
+CLUSTER := $(patsubst tests/%/main.rs,--test %,$(wildcard tests/*/main.rs))
+say      = @echo; echo "==> $(1)"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint unit doctest cluster-test tools update bench deny clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: tools ## Show the operator on a real control plane, step by step
+	$(call say,demo: building the operator)
+	cargo build
+	cargo run --quiet --example demo
+
+test: lint unit doctest tools cluster-test ## All checks and tests, in the order of CI; CI runs this
+	$(call say,all checks and tests passed)
+
+lint: ## Formatting, clippy and documentation, without warnings
+	$(call say,lint: formatting)
+	cargo fmt --all --check
+	$(call say,lint: clippy)
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(call say,lint: documentation)
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+
+unit: ## Tests that need no cluster (under three minutes)
+	$(call say,tests without a cluster)
+	cargo test --workspace --lib --bins --locked
+	cargo test --locked $(UNIT)
+
+doctest: ## Examples in the documentation
+	$(call say,documentation tests)
+	cargo test --workspace --doc --locked --quiet
+
+cluster-test: tools ## Tests on a real control plane
+	$(call say,tests on a real control plane)
+	cargo test --locked $(CLUSTER)
+	cargo test --locked -p devcluster --tests
+
+tools: ## Build the control plane's programs, once (about 10 minutes; needs Go)
+	$(call say,control plane: its programs are built the first time (about 10 minutes))
+	cargo run --quiet --locked -p devcluster -- build
+
+update: ## Write the generated files anew: crds/, deploy/, tests/golden/
+	UPDATE=1 cargo test --locked $(UNIT)
+
+bench: tools ## Measure speed and size (about 15 minutes; see docs/benchmarks.md)
+	cargo bench --locked --bench plan
+	cargo bench --locked --bench cluster
+
+deny: ## Licences, bans, sources, advisories (needs: cargo install --locked cargo-deny)
+	cargo deny check
+
+clean: ## Remove what was built here; the control plane's programs stay in ~/.cache
+	cargo clean

@@ -1,0 +1,117 @@
+//! The operator's process, and what the kernel and its metrics say about it.
+
+use anyhow::{Context as _, Result, ensure};
+use devcluster::{
+    ControlPlane, FaultProxy, Process, eventually,
+    probe::{free_address, http_get},
+};
+use std::{fs, time::Duration};
+
+const DEADLINE: Duration = Duration::from_mins(5);
+
+/// How long a process has to do nothing before it is measured.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Clock ticks in /proc are hundredths of a second on every Linux that Rust's std runs on.
+const TICK: Duration = Duration::from_millis(10);
+
+pub struct Operator {
+    process: Process,
+    metrics: String,
+}
+
+/// Bytes.
+pub struct Memory {
+    pub resident: u64,
+    pub peak: u64,
+}
+
+impl Operator {
+    /// Starts the operator under its ServiceAccount, behind `proxy` if there is one, and waits
+    /// until it has all its lists.
+    pub async fn start(
+        plane: &ControlPlane,
+        proxy: Option<&FaultProxy>,
+        args: &[&str],
+    ) -> Result<Self> {
+        let url = proxy.map_or_else(|| plane.server_url(), FaultProxy::url);
+        let (namespace, name) = ("monitoring", "ksm-scale-operator");
+        let kubeconfig = plane.service_account_kubeconfig_via(&url, namespace, name).await?;
+        let (health, metrics) = (free_address().await?, free_address().await?);
+        let mut all = vec!["run", "--settle-time", "0s"];
+        all.extend(["--health-probe-bind-address", &health, "--metrics-bind-address", &metrics]);
+        all.extend(args);
+        let process = Process::spawn(
+            "operator",
+            env!("CARGO_BIN_EXE_ksm-scale-operator"),
+            all,
+            [("KUBECONFIG", kubeconfig)],
+            &plane.dir().join("operator.log"),
+        )?;
+        let ready = eventually("the operator is ready", DEADLINE, async || {
+            (http_get(&health, "/readyz").await.ok()?.0 == 200).then_some(())
+        });
+        ready.await.with_context(|| process.log_tail(20))?;
+        Ok(Self { process, metrics })
+    }
+
+    /// SIGTERM.
+    pub async fn stop(mut self) -> Result<()> {
+        let status = self.process.terminate(DEADLINE).await?;
+        ensure!(
+            status.success(),
+            "the operator ended with {status}: {}",
+            self.process.log_tail(20)
+        );
+        Ok(())
+    }
+
+    /// Reconciles so far.
+    pub async fn reconciles(&self) -> Result<u32> {
+        const NAME: &str = "ksm_scale_operator_reconcile_duration_seconds_count ";
+        let (_, text) = http_get(&self.metrics, "/metrics").await?;
+        let count = text.lines().find_map(|line| line.strip_prefix(NAME));
+        count.context("no count of reconciles")?.parse().context("the count of reconciles")
+    }
+
+    /// Waits until each of `scales` was reconciled and nothing follows from it any more.
+    pub async fn until_idle(&self, scales: u32) -> Result<()> {
+        let mut last = 0;
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let now = self.reconciles().await?;
+            if now == last && now >= scales {
+                return Ok(());
+            }
+            last = now;
+        }
+    }
+
+    /// After a moment without work.
+    pub async fn memory_at_rest(&self) -> Result<Memory> {
+        tokio::time::sleep(QUIET).await;
+        let text = self.proc("status")?;
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+        };
+        Ok(Memory {
+            resident: value("VmRSS:").context("no VmRSS")?,
+            peak: value("VmHWM:").context("no VmHWM")?,
+        })
+    }
+
+    /// CPU time so far, of user and kernel.
+    pub fn cpu(&self) -> Result<Duration> {
+        let text = self.proc("stat")?;
+        // Fields 14 and 15; the second field may contain spaces and ends with a parenthesis.
+        let (_, fields) = text.rsplit_once(')').context("an unknown form of /proc/PID/stat")?;
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
+        Ok(TICK * ticks.sum::<Result<u32, _>>()?)
+    }
+
+    fn proc(&self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.process.pid());
+        fs::read_to_string(&path).with_context(|| format!("cannot read {path}: needs Linux"))
+    }
+}

@@ -1,0 +1,189 @@
+//! The control plane, the operator on it, and ways to look at both.
+
+use crate::{report::Report, witness::Witness};
+use anyhow::{Context as _, Result, bail, ensure};
+use devcluster::{
+    ControlPlane, Process, eventually,
+    probe::{free_address, http_get},
+};
+use k8s_openapi::api::core::v1::Pod;
+use ksm_scale_operator::{
+    api::{KSMScale, KSMScaleStatus},
+    names::LABEL_SCALE,
+    observed::ObservedPod,
+};
+use kube::{Api, Client, api::ListParams};
+use std::{
+    fmt,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+use tokio::sync::Mutex;
+
+/// What a wait may take. On two cores nothing here takes a quarter of it.
+pub const SOON: Duration = Duration::from_mins(1);
+
+const POLL: Duration = Duration::from_millis(50);
+
+/// How long a pod has to be Ready before it counts as serving. The default of 30 s is for real
+/// kube-state-metrics, which first has to fill its caches.
+const SETTLE: &str = "2s";
+
+pub struct Stage {
+    pub plane: ControlPlane,
+    pub client: Client,
+    /// It listens while others act on the same stage.
+    pub witness: Mutex<Witness>,
+    pub operator: Option<Operator>,
+}
+
+/// The operator's process.
+pub struct Operator {
+    pub process: Process,
+    pub metrics: String,
+}
+
+/// A KSMScale as its status and its pods show it.
+pub struct Sight {
+    pub status: KSMScaleStatus,
+    /// Nothing is in progress for the spec as it is now.
+    pub settled: bool,
+    /// Ready pods, by name.
+    pub ready: Vec<String>,
+}
+
+impl Stage {
+    /// Runs kubectl in the checkout, shows the command and its output, and returns the output.
+    pub async fn kubectl(&self, report: &Report, args: &str) -> Result<String> {
+        let (ok, output) = self.try_kubectl(report, args).await?;
+        ensure!(ok, "kubectl {args} failed: {output}");
+        Ok(output)
+    }
+
+    /// The same, with whether it succeeded.
+    pub async fn try_kubectl(&self, report: &Report, args: &str) -> Result<(bool, String)> {
+        report.command(&format!("kubectl {args}"));
+        let mut command = self.plane.kubectl();
+        // Arguments with a quoted part are for people to read and for the shell to split.
+        let words = args.split('\'').enumerate().flat_map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().collect(),
+            _ => vec![part],
+        });
+        let command = command.args(words).current_dir(root()).stdin(Stdio::null());
+        let output = command.output().await.context("cannot run kubectl")?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        report.output(&text);
+        Ok((output.status.success(), text))
+    }
+
+    /// Starts the operator under its own ServiceAccount, and waits until it is ready.
+    pub async fn start_operator(&mut self, report: &Report, binary: &Path) -> Result<()> {
+        let account = self.plane.service_account_kubeconfig("monitoring", "ksm-scale-operator");
+        let kubeconfig = account.await?;
+        let (health, metrics) = (free_address().await?, free_address().await?);
+        let args = [
+            ["--health-probe-bind-address", &health],
+            ["--metrics-bind-address", &metrics],
+            ["--settle-time", SETTLE],
+        ];
+        report.command(&format!("ksm-scale-operator run {}", args.concat().join(" ")));
+        let args = ["run"].into_iter().chain(args.into_iter().flatten());
+        let log = self.plane.dir().join("operator.log");
+        let process =
+            Process::spawn("operator", binary, args, [("KUBECONFIG", &kubeconfig)], &log)?;
+        let operator = self.operator.insert(Operator { process, metrics });
+        let ready = eventually("/readyz of the operator says ok", SOON, async || {
+            (http_get(&health, "/readyz").await.ok()?.0 == 200).then_some(())
+        });
+        tokio::select! {
+            ready = ready => ready,
+            ended = operator.process.wait() => bail!("the operator ended: {}", ended?),
+        }
+    }
+
+    /// Looks at a KSMScale until it is as wanted. The error tells what it was like at last.
+    pub async fn until(&self, scale: &str, wanted: impl Fn(&Sight) -> bool) -> Result<Sight> {
+        let begun = Instant::now();
+        loop {
+            let sight = self.look(scale).await?;
+            if wanted(&sight) {
+                return Ok(sight);
+            }
+            if begun.elapsed() > SOON {
+                bail!("not so after {} s; {scale} is: {sight}", SOON.as_secs());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub async fn look(&self, scale: &str) -> Result<Sight> {
+        let object = Api::<KSMScale>::all(self.client.clone()).get(scale).await?;
+        let generation = object.metadata.generation;
+        let status = object.status.unwrap_or_default();
+        let is = |type_: &str, wanted: &str| {
+            status.conditions.iter().any(|c| c.type_ == type_ && c.status == wanted)
+        };
+        let settled = status.observed_generation == generation
+            && is("Progressing", "False")
+            && is("Degraded", "False")
+            && is("Available", "True");
+        let mut ready = self.pods(scale).await?;
+        ready.retain(ObservedPod::is_ready);
+        let ready = ready.into_iter().map(|pod| pod.name).collect();
+        Ok(Sight { status, settled, ready })
+    }
+
+    /// The pods of a KSMScale, those that are being deleted too.
+    pub async fn pods(&self, scale: &str) -> Result<Vec<ObservedPod>> {
+        let selector = ListParams::default().labels(&format!("{LABEL_SCALE}={scale}"));
+        let pods = Api::<Pod>::all(self.client.clone()).list(&selector).await?;
+        Ok(pods.items.iter().map(ObservedPod::new).collect())
+    }
+
+    /// For a step that failed: the end of the operator's log, and where all logs are.
+    pub fn explain(&self, report: &Report) {
+        if let Some(operator) = &self.operator {
+            report.paragraph("The end of the operator's log:");
+            report.output(&operator.process.log_tail(40));
+        }
+        report.paragraph(&match self.plane.keep_logs() {
+            Ok(kept) => {
+                format!("The logs of the operator and the control plane: {}", kept.display())
+            }
+            Err(error) => format!("The logs are lost: {error}"),
+        });
+    }
+}
+
+impl Sight {
+    /// Whether it says `nodes`/`desired`/`current` with nothing left to do.
+    pub fn is_ready_with(&self, nodes: i32, pods: i32) -> bool {
+        let Self { status, .. } = self;
+        self.settled
+            && (status.node_count, status.desired_replicas, status.current_replicas)
+                == (Some(nodes), Some(pods), Some(pods))
+            && usize::try_from(pods) == Ok(self.ready.len())
+    }
+}
+
+impl fmt::Display for Sight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, ready, .. } = self;
+        let [nodes, desired, current] =
+            [status.node_count, status.desired_replicas, status.current_replicas]
+                .map(|n| n.map_or_else(|| "?".to_owned(), |n| n.to_string()));
+        let phase = status.phase.map_or_else(|| "unknown".to_owned(), |p| p.to_string());
+        write!(
+            f,
+            "{nodes} nodes; pods: {desired} desired, {current} there, {} Ready; phase {phase}",
+            ready.len()
+        )
+    }
+}
+
+/// The checkout.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}

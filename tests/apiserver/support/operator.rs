@@ -1,0 +1,82 @@
+//! The operator as a process of its own.
+
+use super::SOON;
+use devcluster::{
+    ControlPlane, Process, eventually,
+    probe::{free_address, http_get},
+};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitStatus,
+};
+
+/// The operator's process.
+pub struct Operator {
+    process: Process,
+    health: String,
+    metrics: String,
+    log: PathBuf,
+}
+
+impl Operator {
+    /// Starts it without waiting for anything.
+    pub async fn spawn(plane: &ControlPlane, kubeconfig: &Path, args: &[&str]) -> Self {
+        let (health, metrics) = (free_address().await, free_address().await);
+        let (health, metrics) = (health.expect("a port"), metrics.expect("a port"));
+        let log = plane.dir().join(format!("operator-{}.log", health.replace(':', "-")));
+        let mut all =
+            vec!["run", "--health-probe-bind-address", &health, "--metrics-bind-address", &metrics];
+        all.extend(["--log-filter", "info,ksm_scale_operator=debug"]);
+        if !args.contains(&"--settle-time") {
+            all.extend(["--settle-time", "0s"]);
+        }
+        all.extend(args);
+        let env = [("KUBECONFIG", kubeconfig)];
+        let process =
+            Process::spawn("operator", env!("CARGO_BIN_EXE_ksm-scale-operator"), all, env, &log);
+        Self { process: process.expect("the operator starts"), health, metrics, log }
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(plane: &ControlPlane, kubeconfig: &Path, args: &[&str]) -> Self {
+        let operator = Self::spawn(plane, kubeconfig, args).await;
+        operator.until_ready().await;
+        operator
+    }
+
+    pub async fn until_ready(&self) {
+        let ready = eventually("the operator is ready", SOON, || async {
+            (self.ask("/readyz").await?.0 == 200).then_some(())
+        });
+        if let Err(error) = ready.await {
+            panic!("{error}; its log:\n{}", self.log());
+        }
+    }
+
+    /// The value of a metric without labels, or of the line that starts with `name`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.ask("/metrics").await.expect("metrics");
+        let line = text.lines().find(|l| l.split(' ').next() == Some(name));
+        line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// Status code and body of `/metrics`, `/healthz` or `/readyz`; `None` while nobody answers.
+    pub async fn ask(&self, path: &str) -> Option<(u16, String)> {
+        let address = if path == "/metrics" { &self.metrics } else { &self.health };
+        http_get(address, path).await.ok()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.process.kill().expect("the operator can be killed");
+    }
+
+    /// SIGTERM, and what it ended with.
+    pub async fn terminate(mut self) -> ExitStatus {
+        self.process.terminate(SOON).await.expect("the operator stops")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
