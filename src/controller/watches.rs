@@ -235,6 +235,14 @@ mod tests {
         watcher::Error::InitialListFailed(kube::Error::LinesCodecMaxLineLengthExceeded)
     }
 
+    #[tokio::test]
+    async fn r47_an_error_of_one_watch_does_not_reach_the_controller() {
+        let pod = || Ok(Meta::<Pod>::default());
+        let items = futures::stream::iter([pod(), Err(list_failed()), pod()]);
+        let passed: Vec<_> = triggers(items).collect().await;
+        assert!(passed.len() == 2 && passed.iter().all(Result::is_ok), "{passed:?}");
+    }
+
     #[test]
     fn r47_an_owner_is_one_reference_whatever_the_namespace_of_what_it_owns() {
         let mut pod = Meta::<Pod>::default();

@@ -235,6 +235,21 @@ async fn r47_an_api_server_that_is_down_for_a_minute_costs_a_minute() {
 }
 
 #[tokio::test]
+async fn r49_a_status_that_could_not_be_written_is_written_later() {
+    let cluster = Cluster::start(4).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    let _operator = cluster.operator_via(&proxy, &[]).await;
+    cluster.apply("dev", json!({})).await;
+    cluster.until_settled("dev").await;
+    let writes = |r: &SeenRequest| r.path.ends_with("/ksmscales/dev/status");
+    proxy.fail_times(2, writes, Fault::status(500));
+    // One node more changes nothing but the status, and nothing else would bring it up again.
+    cluster.plane.add_nodes(4..5).await.expect("a node");
+    cluster.until("five nodes are told of", "dev", |s| s.node_count == Some(5)).await;
+    assert_eq!(proxy.unmet(), 0);
+}
+
+#[tokio::test]
 async fn r84_retry_after_is_obeyed() {
     let cluster = Cluster::start(1).await;
     let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");

@@ -3,6 +3,12 @@
 
 use crate::support::*;
 use devcluster::FaultProxy;
+use k8s_openapi::{
+    api::{
+        core::v1::ServiceAccount, policy::v1::PodDisruptionBudget, rbac::v1::ClusterRoleBinding,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use ksm_scale_operator::api::KSMScale;
 use kube::{
     Api, ResourceExt,
@@ -11,9 +17,8 @@ use kube::{
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-
 const NAME: &str = "killed";
+const BINDING: &str = "ksm-scale-operator-kube-state-metrics:monitoring";
 
 fn sharded(shards: u32, image: &str) -> Value {
     json!({
@@ -86,8 +91,16 @@ impl Scene {
             .into_iter()
             .map(|budget| json!({"name": budget.name_any(), "spec": budget.spec}))
             .collect();
+        let accounts: Api<ServiceAccount> =
+            Api::namespaced(self.cluster.client.clone(), "monitoring");
+        let account = accounts.get("kube-state-metrics").await.expect("the ServiceAccount");
+        let bindings: Api<ClusterRoleBinding> = Api::all(self.cluster.client.clone());
+        let binding = bindings.get(BINDING).await.expect("the ClusterRoleBinding");
+        let owner = |owners: &[OwnerReference]| owners.iter().map(|o| o.name.clone()).collect();
+        let access: [Vec<_>; 2] =
+            [owner(account.owner_references()), owner(binding.owner_references())];
         let scale = self.cluster.scales().get(NAME).await.expect("the KSMScale");
-        json!({"pods": pods, "budgets": budgets, "status": comparable(&scale)})
+        json!({"pods": pods, "budgets": budgets, "access": access, "status": comparable(&scale)})
     }
 }
 
@@ -107,9 +120,9 @@ fn comparable(scale: &KSMScale) -> Value {
 }
 
 /// Compares an end with the first one of its kind.
-fn same_end(first: &mut Option<Value>, end: Value, at: &str) {
+fn same_end(first: &mut Option<Value>, end: &Value, at: &str) {
     let expected = first.get_or_insert_with(|| end.clone());
-    assert_eq!(*expected, end, "{at}");
+    assert_eq!(expected, end, "{at}");
 }
 
 /// Changes there and back again, killed after one write more each time, until neither is.
@@ -127,7 +140,7 @@ async fn there_and_back(there: &Value, back: &Value, pods_then: [usize; 2]) {
             scene.witness.saw_no_gap();
             let end = scene.end().await;
             assert_eq!(end["pods"].as_array().expect("pods").len(), pods_then[turn]);
-            same_end(&mut ends[turn], end, &format!("turn {turn}, after {writes} writes"));
+            same_end(&mut ends[turn], &end, &format!("turn {turn}, after {writes} writes"));
         }
         if complete {
             assert!(writes > 8, "a change of pods takes more than {writes} writes");
@@ -168,7 +181,7 @@ async fn r16_r37_r63_killed_after_each_write_of_a_first_install() {
             scene.operator.take().expect("an operator").kill();
         }
         assert!(kept.is_subset(&uids(&scene.cluster).await), "a pod was made twice");
-        same_end(&mut first, scene.end().await, &format!("after {writes} writes"));
+        same_end(&mut first, &scene.end().await, &format!("after {writes} writes"));
         if complete {
             assert!(writes > 5, "an installation takes more than {writes} writes");
             return;
@@ -189,11 +202,9 @@ async fn clean_up(cluster: &Cluster) {
     cluster.pods("monitoring").delete_collection(&delete, &all).await.expect("no pods");
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(cluster.client.clone(), "monitoring");
     budgets.delete_collection(&delete, &all).await.expect("no PodDisruptionBudgets");
-    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
-        Api::namespaced(cluster.client.clone(), "monitoring");
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), "monitoring");
     let _ = accounts.delete("kube-state-metrics", &delete).await;
-    let bindings: Api<k8s_openapi::api::rbac::v1::ClusterRoleBinding> =
-        Api::all(cluster.client.clone());
-    let _ = bindings.delete("ksm-scale-operator-kube-state-metrics:monitoring", &delete).await;
+    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.client.clone());
+    let _ = bindings.delete(BINDING, &delete).await;
     cluster.until_pods("monitoring", &[]).await;
 }
