@@ -13,18 +13,22 @@
 //! | [`observed`] | what was read from the cluster |
 //! | [`plan`] | from spec, observation and time to changes, as data |
 //! | [`status`] | what is told about it: status, conditions, Events |
+//! | [`warnings`] | advice on a valid KSMScale |
+//! | [`forecast`] | the steps of a change before it is made |
+//! | [`source`] | YAML as people write it, with lines |
 //! | [`readiness`], [`telemetry`], [`server`] | what the process tells about itself |
 //! | [`controller`] | observe, plan, apply, publish |
 //! | [`manifests`] | generated manifests |
 //! | [`cli`] | the command line |
 //!
-//! Up to [`status`] everything is pure: no I/O, no clock, no environment, no randomness.
+//! Up to [`source`] everything is pure: no I/O, no clock, no environment, no randomness.
 
 pub mod api;
 pub mod cli;
 pub mod controller;
 pub mod coverage;
 pub mod crd;
+pub mod forecast;
 pub mod manifests;
 pub mod names;
 pub mod observed;
@@ -32,6 +36,8 @@ pub mod plan;
 pub mod readiness;
 pub mod rules;
 pub mod server;
+pub mod source;
 pub mod status;
 pub mod telemetry;
 pub mod validate;
+pub mod warnings;

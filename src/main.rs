@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     // Only one provider is compiled in, but rustls asks for a choice; it can be made only once.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

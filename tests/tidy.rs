@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["validate", "coverage"],
     &["observed"],
     &["plan"],
-    &["status"],
+    &["status", "warnings", "forecast", "source"],
     &["readiness"],
     &["telemetry"],
     &["server"],
@@ -28,8 +28,10 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Layers below this one never wait, read a clock or talk to a cluster.
-const PURE: &[&str] =
-    &["names", "api", "rules", "crd", "validate", "coverage", "observed", "plan", "status"];
+const PURE: &[&str] = &[
+    "names", "api", "rules", "crd", "validate", "coverage", "observed", "plan", "status",
+    "warnings", "forecast", "source",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

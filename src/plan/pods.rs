@@ -246,13 +246,16 @@ fn probe(path: &str, port: i32) -> Probe {
 /// Whether the image is known to answer `/readyz`: a tag of v2.13 or later. An image known by
 /// digest or by another tag gets the probe that every release answers.
 fn serves_readyz(image: &str) -> bool {
-    let tag = image.split('@').next().and_then(|name| name.rsplit_once(':')).map(|(_, tag)| tag);
-    let version = tag.and_then(|tag| tag.strip_prefix('v')).unwrap_or_default();
-    let mut parts = version.split(['.', '-', '+']).map(str::parse::<u32>);
-    match (parts.next(), parts.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (2, 13),
-        _ => false,
-    }
+    release(image).is_some_and(|release| release >= (2, 13))
+}
+
+/// Major and minor version of a kube-state-metrics image, if its tag is that of a release, such as
+/// `v2.20.0`.
+#[must_use]
+pub fn release(image: &str) -> Option<(u32, u32)> {
+    let (_, tag) = image.split('@').next()?.rsplit_once(':')?;
+    let mut parts = tag.strip_prefix('v')?.split(['.', '-', '+']).map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
 }
 
 /// R30: replicas of a shard prefer different nodes.

@@ -1,0 +1,149 @@
+//! `run`: the operator's process.
+
+use crate::{
+    controller::{self, Clients},
+    plan::Settings,
+    readiness::Readiness,
+    server::{self, BindAddress},
+    telemetry::{self, LogFormat, metrics::Metrics},
+};
+use anyhow::Context as _;
+use clap::Args;
+use jiff::Timestamp;
+use kube::{Client, Config};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// How long a call may wait for the API server to answer. Above its own 60 s limit nothing would
+/// come any more; a reconcile that waits longer than this is better tried again.
+const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a watch may be silent. The API server sends a bookmark about every minute.
+const WATCH_TIMEOUT: Duration = Duration::from_mins(3);
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Where to serve /metrics: host:port, or :port for every address.
+    #[arg(long, env = "KSM_METRICS_BIND_ADDRESS", value_name = "ADDRESS", default_value = ":8080")]
+    metrics_bind_address: BindAddress,
+    /// Where to serve /healthz and /readyz.
+    #[arg(
+        long,
+        env = "KSM_HEALTH_PROBE_BIND_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = ":8081"
+    )]
+    health_probe_bind_address: BindAddress,
+    /// How long a pod has to be Ready before it counts as serving. At least one scrape interval:
+    /// kube-state-metrics is Ready before it serves anything.
+    #[arg(long, env = "KSM_SETTLE_TIME", value_name = "DURATION", value_parser = duration, default_value = "30s")]
+    settle_time: Duration,
+    /// How long a pod may take to become Ready before its KSMScale is Degraded.
+    #[arg(long, env = "KSM_PROGRESS_DEADLINE", value_name = "DURATION", value_parser = duration, default_value = "10m")]
+    progress_deadline: Duration,
+    /// How often to look at a KSMScale about which nothing is heard.
+    #[arg(long, env = "KSM_REQUEUE_INTERVAL", value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    requeue_interval: Duration,
+    /// The same for one with sharding.
+    #[arg(
+        long,
+        env = "KSM_REQUEUE_INTERVAL_SHARDED", value_name = "DURATION", value_parser = duration, default_value = "120s"
+    )]
+    requeue_interval_sharded: Duration,
+    /// Make the pods' ServiceAccount and its ClusterRoleBinding. If false, they have to exist.
+    #[arg(long, env = "KSM_MANAGE_SERVICE_ACCOUNT", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    manage_service_account: bool,
+    /// How log lines look.
+    #[arg(long, env = "KSM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Which log lines to write, such as info or ksm_scale_operator=debug,kube=warn.
+    #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
+    log_filter: String,
+}
+
+impl Run {
+    /// Runs until a signal.
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        telemetry::init(self.log_format, &self.log_filter).context("cannot set up logging")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(run(self))
+    }
+}
+
+/// A duration as Go and Kubernetes write it, such as 1m30s.
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration: kube::core::Duration =
+        text.parse().map_err(|error| format!("{error}; write it like 30s or 1m30s"))?;
+    if duration.is_negative() { Err("must not be negative".into()) } else { Ok(duration.into()) }
+}
+
+async fn run(args: Run) -> anyhow::Result<()> {
+    let clients = clients().await?;
+    let settings = Settings {
+        settle: args.settle_time,
+        requeue: args.requeue_interval,
+        requeue_sharded: args.requeue_interval_sharded,
+        manage_access: args.manage_service_account,
+        progress_deadline: args.progress_deadline,
+    };
+    let (metrics, readiness) = (Metrics::default(), Readiness::default());
+    let health = args
+        .health_probe_bind_address
+        .bind()
+        .await
+        .context("cannot listen on --health-probe-bind-address")?;
+    let scrape = args
+        .metrics_bind_address
+        .bind()
+        .await
+        .context("cannot listen on --metrics-bind-address")?;
+    let stop = stop_on_signal()?;
+    // The servers outlive the controller: whoever asks during the shutdown gets an answer.
+    let servers = CancellationToken::new();
+    let health =
+        tokio::spawn(server::serve(health, server::health(readiness.clone()), servers.clone()));
+    let scrape =
+        tokio::spawn(server::serve(scrape, server::metrics(metrics.clone()), servers.clone()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, "started");
+    #[expect(clippy::disallowed_methods, reason = "the one place where the clock is handed out")]
+    let clock = Timestamp::now;
+    controller::run(clients, settings, clock, metrics, &readiness, stop).await;
+    servers.cancel();
+    health.await??;
+    scrape.await??;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Retrying is left to the controller: it backs off for each object, and tells about it.
+async fn clients() -> anyhow::Result<Clients> {
+    let mut config = Config::infer()
+        .await
+        .context("cannot find a cluster: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+    config.default_retry = false;
+    config.connect_timeout = Some(CALL_TIMEOUT);
+    config.write_timeout = Some(CALL_TIMEOUT);
+    config.read_timeout = Some(CALL_TIMEOUT);
+    let calls =
+        Client::try_from(config.clone()).context("cannot use the cluster's configuration")?;
+    config.read_timeout = Some(WATCH_TIMEOUT);
+    let watches = Client::try_from(config).context("cannot use the cluster's configuration")?;
+    Ok(Clients { calls, watches })
+}
+
+/// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let cancel = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tracing::info!("stopping: finishing what is under way");
+        cancel.cancel();
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        #[expect(clippy::disallowed_methods, clippy::exit, reason = "asked twice, so at once")]
+        std::process::exit(130);
+    });
+    Ok(stop)
+}
