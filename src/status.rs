@@ -57,6 +57,8 @@ pub enum FailureReason {
     NameTaken,
     /// An admission plugin, policy or webhook refused it.
     AdmissionDenied,
+    /// The pods' ServiceAccount does not exist.
+    ServiceAccountMissing,
     /// Anything else: the API server cannot be reached, or fails.
     ApiError,
 }
@@ -80,6 +82,9 @@ impl FailureReason {
                 "delete or rename the object, which does not belong to this KSMScale"
             }
             Self::AdmissionDenied => "change the policy named here or the spec",
+            Self::ServiceAccountMissing => {
+                "create it, or start the operator with --manage-service-account=true"
+            }
             Self::ApiError => "it is tried again; look at the API server if it lasts",
         }
     }

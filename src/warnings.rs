@@ -77,9 +77,10 @@ fn duplicate_metrics(scale: &Scale, around: Surroundings<'_>) -> Option<Warning>
 fn overlap(scale: &Scale, around: Surroundings<'_>) -> Option<Warning> {
     let others: Vec<_> = around.others.iter().filter(|other| **other != scale.name).collect();
     let first = others.first()?;
-    let more =
-        if others.len() > 1 { format!(" and {} more", others.len() - 1) } else { String::new() };
-    let message = format!("KSMScale {first}{more} exports the same objects; keep one of them");
+    let message = match others.len() {
+        1 => format!("KSMScale {first} exports the same objects; keep one of the two"),
+        n => format!("KSMScales {first} and {} more export the same objects; keep one", n - 1),
+    };
     Some(warn("scope-overlap", "metadata.name", message))
 }
 
@@ -151,7 +152,7 @@ mod tests {
         assert_eq!(ids("x", &blocked, bare), ["drains-blocked"]);
         blocked["sharding"]["distribution"]["enablePDB"] = json!(false);
         assert_eq!(ids("x", &blocked, bare), [""; 0]);
-        let others = ["x".to_owned(), "y".to_owned()];
+        let others = ["x".to_owned(), "y".to_owned(), "z".to_owned()];
         assert_eq!(ids("x", &new, Surroundings { nodes: None, others: &others[..1] }), [""; 0]);
         assert_eq!(
             ids("x", &new, Surroundings { nodes: None, others: &others }),

@@ -2,7 +2,7 @@
 //! (`make update`) writes them.
 
 use ksm_scale_operator::manifests;
-use std::{fmt::Write, path::Path};
+use std::{fmt::Write, path::Path, process::Command};
 
 fn golden(path: &str, text: &str) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -36,4 +36,77 @@ fn o1_help_texts_are_as_committed() {
         let _ = write!(text, "\n---- {name}\n{}", sub.render_long_help());
     }
     golden("tests/golden/help.txt", &text);
+}
+
+/// Runs the operator's command line in the repository: exit code, stdout, stderr.
+fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_ksm-scale-operator"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(args)
+        .output()
+        .expect("the operator runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn o2_plans_are_as_committed() {
+    let sharded = "deploy/samples/sharded.yaml";
+    let five = "tests/golden/five-shards.yaml";
+    let cases: [(&str, &[&str]); 4] = [
+        ("plan-75-nodes.txt", &["-f", sharded, "--nodes", "75"]),
+        ("plan-3-to-5.txt", &["-f", five, "--from", sharded, "--nodes", "4"]),
+        ("plan-range.txt", &["-f", "deploy/samples/production.yaml", "--nodes", "1..300"]),
+        ("plan-5-to-3.json", &["-f", sharded, "--from", five, "--nodes", "4", "-o", "json"]),
+    ];
+    for (file, args) in cases {
+        let (code, stdout, stderr) = run(&[&["plan"], args].concat());
+        assert_eq!(code, Some(0), "{stderr}");
+        golden(&format!("tests/golden/{file}"), &stdout);
+    }
+}
+
+#[test]
+fn o2_what_cannot_be_planned_is_refused_with_the_cause() {
+    let sample = "deploy/samples/sharded.yaml";
+    let cases: [(&[&str], &str); 4] = [
+        (&["-f", "deploy/samples", "--nodes", "4"], "holds 3 KSMScales"),
+        (&["-f", "examples/demo/mistakes.yaml", "--nodes", "4"], "spec.nodesPerMonitor: Invalid"),
+        (&["-f", sample, "--nodes", "4..3"], "the range is empty"),
+        (
+            &["-f", sample, "--from", "deploy/samples/production.yaml", "--nodes", "4"],
+            "of the same",
+        ),
+    ];
+    for (args, cause) in cases {
+        let (code, stdout, stderr) = run(&[&["plan"], args].concat());
+        assert!(
+            code != Some(0) && stdout.is_empty() && stderr.contains(cause),
+            "{args:?}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn o2_validate_tells_each_fault_with_its_line_and_by_its_exit_code() {
+    let (code, stdout, stderr) = run(&["validate", "-f", "examples/demo/mistakes.yaml", "crds"]);
+    assert_eq!(code, Some(1));
+    golden("tests/golden/validate-mistakes.txt", &stdout);
+    assert_eq!(stderr, "1 KSMScales checked: 3 errors, 0 warnings; 1 other objects skipped\n");
+    let sample = ["validate", "-f", "deploy/samples/sharded.yaml"];
+    let (code, stdout, _) = run(&sample);
+    assert_eq!(code, Some(0));
+    assert!(
+        stdout.contains("sharded.yaml:6: warning: KSMScale test-sharded-ksm: spec.monitorImage"),
+        "{stdout}"
+    );
+    let (code, ..) = run(&[&sample[..], &["--warnings-as-errors"]].concat());
+    assert_eq!(code, Some(1));
+    let (code, stdout, _) = run(&[&sample[..], &["-o", "json"]].concat());
+    assert_eq!(code, Some(0));
+    let findings: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(findings[0]["rule"], "old-image-with-sharding");
+    let (code, _, stderr) = run(&["validate", "-f", "nowhere.yaml"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("nowhere.yaml"), "{stderr}");
 }

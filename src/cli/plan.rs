@@ -102,6 +102,13 @@ impl Plan {
     pub(super) fn run(&self) -> anyhow::Result<()> {
         let scale = scale_in(&self.filename)?;
         let from = self.from.as_deref().map(scale_in).transpose()?;
+        if let Some(from) = from.as_ref().filter(|from| from.name != scale.name) {
+            bail!(
+                "--from is KSMScale {} and -f is {}: steps lead from one spec of a KSMScale to another of the same",
+                from.name,
+                scale.name
+            );
+        }
         let range = self.nodes.0.clone();
         if from.is_some() && range.start() != range.end() {
             bail!("--from shows the steps on one number of nodes: give --nodes a number");
@@ -177,13 +184,9 @@ fn table(entries: &[Entry]) -> String {
     } else {
         let _ = writeln!(text, "{:>9}  PODS", "FROM NODE");
         for entry in entries {
-            let _ = writeln!(
-                text,
-                "{:>9}  {:<4}  {}",
-                entry.nodes,
-                entry.desired_replicas,
-                entry.warnings.join("; ")
-            );
+            let Entry { nodes, desired_replicas, warnings, .. } = entry;
+            let line = format!("{nodes:>9}  {desired_replicas:<4}  {}", warnings.join("; "));
+            let _ = writeln!(text, "{}", line.trim_end());
         }
         return text;
     }

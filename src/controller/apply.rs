@@ -171,6 +171,9 @@ fn reason(error: &kube::Error) -> FailureReason {
         (409, _) => FailureReason::Conflict,
         (429, _) => FailureReason::Throttled,
         (403, _) if status.message.contains("exceeded quota") => FailureReason::QuotaExceeded,
+        (403, _) if status.message.contains("error looking up service account") => {
+            FailureReason::ServiceAccountMissing
+        }
         (403, _) if status.message.contains(": User \"") => FailureReason::Forbidden,
         (400..=499, _) => FailureReason::AdmissionDenied,
         _ if status.message.contains("admission webhook") => FailureReason::AdmissionDenied,
@@ -206,6 +209,12 @@ mod tests {
                 "Forbidden",
                 "pods \"a\" is forbidden: violates PodSecurity \"restricted:latest\"",
                 FailureReason::AdmissionDenied,
+            ),
+            (
+                403,
+                "Forbidden",
+                "pods \"a\" is forbidden: error looking up service account monitoring/kube-state-metrics: serviceaccount \"kube-state-metrics\" not found",
+                FailureReason::ServiceAccountMissing,
             ),
             (
                 400,
