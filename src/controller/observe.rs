@@ -47,14 +47,10 @@ pub(super) async fn observe(ctx: &Context, scale: &Scale) -> Result<Observed, Er
         Count::Known(nodes) => *nodes,
         Count::Unknown(why) => return Err(Error::NodesUnknown(why.clone())),
     };
-    let mut seen = Observed {
-        nodes,
-        namespace: namespace(ctx, &scale.namespace).await?,
-        pods: pods(ctx, scale).await?,
-        budgets: budgets(ctx, scale).await?,
-        others: others(ctx, scale),
-        ..Default::default()
-    };
+    let (namespace, pods, budgets) =
+        tokio::try_join!(namespace(ctx, &scale.namespace), pods(ctx, scale), budgets(ctx, scale))?;
+    let others = others(ctx, scale);
+    let mut seen = Observed { nodes, namespace, pods, budgets, others, ..Default::default() };
     match access(ctx, scale, &mut seen).await {
         // Without these rights pods can still be made (R63).
         Err(Error::Read { source: kube::Error::Api(status), .. }) if status.is_forbidden() => {
@@ -118,11 +114,11 @@ async fn access(ctx: &Context, scale: &Scale, seen: &mut Observed) -> Result<(),
     let made_by_us = ListParams::default().labels(&format!("{LABEL_MANAGED_BY}={OPERATOR}"));
     if ctx.settings.manage_access {
         let accounts: Api<ServiceAccount> = Api::all(ctx.client.clone());
-        let list = accounts.list(&made_by_us).await.map_err(read("ServiceAccounts"))?;
-        seen.service_accounts = list.items;
-        seen.service_accounts.retain(|account| account.name_any() == KUBE_STATE_METRICS);
         let bindings: Api<ClusterRoleBinding> = Api::all(ctx.client.clone());
-        let list = bindings.list(&made_by_us).await.map_err(read("ClusterRoleBindings"))?;
+        let (found, list) = tokio::join!(accounts.list(&made_by_us), bindings.list(&made_by_us));
+        seen.service_accounts = found.map_err(read("ServiceAccounts"))?.items;
+        seen.service_accounts.retain(|account| account.name_any() == KUBE_STATE_METRICS);
+        let list = list.map_err(read("ClusterRoleBindings"))?;
         let name = names::cluster_role_binding(&scale.namespace);
         let found = list.items.iter().any(|binding| binding.name_any() == name);
         seen.bindings = list.items;

@@ -244,14 +244,14 @@ impl<'a> Fleet<'a> {
         let purpose = if old.is_empty() {
             String::new()
         } else {
-            format!(", which replaces {}", old.join(", "))
+            format!(", which replaces {},", old.join(", "))
         };
         let what = pod.slice().map_or_else(String::new, |slice| format!(" (shard {slice})"));
         Waiting {
             reason,
             since: pod.created,
             message: format!(
-                "waiting for pod {}/{}{what}{purpose}, {cause}",
+                "waiting for pod {}/{}{what}{purpose} {cause}",
                 pod.namespace, pod.name
             ),
         }
