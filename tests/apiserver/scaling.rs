@@ -8,6 +8,12 @@ fn sharded(count: u32) -> Value {
     json!({"sharding": {"enabled": true, "shardCount": count}})
 }
 
+/// Lets nodes join or leave until there are `to`.
+async fn resize(cluster: &Cluster, from: u32, to: u32) {
+    cluster.plane.add_nodes(from..to.max(from)).await.expect("nodes join");
+    cluster.plane.remove_nodes(to..from.max(to)).await.expect("nodes leave");
+}
+
 #[tokio::test]
 async fn r21_the_first_reconcile_creates_one_pod_and_tells_what_it_saw_before() {
     let cluster = Cluster::start(10).await;
@@ -99,11 +105,7 @@ async fn r14_r18_r20_pods_follow_nodes_that_join_and_leave_without_other_input()
         (1, 1),
         (0, 0),
     ] {
-        if next > nodes {
-            cluster.plane.add_nodes(nodes..next).await.expect("nodes join");
-        } else {
-            cluster.plane.remove_nodes(next..nodes).await.expect("nodes leave");
-        }
+        resize(&cluster, nodes, next).await;
         nodes = next;
         let status = cluster
             .until(&format!("{nodes} nodes are served by {desired} pods"), "dev", |s| {
@@ -152,11 +154,7 @@ async fn r31_r32_shards_scale_with_nodes_between_their_bounds() {
         (45, [1, 1, 1]),
         (0, [1, 1, 1]),
     ] {
-        if next > nodes {
-            cluster.plane.add_nodes(nodes..next).await.expect("nodes join");
-        } else {
-            cluster.plane.remove_nodes(next..nodes).await.expect("nodes leave");
-        }
+        resize(&cluster, nodes, next).await;
         nodes = next;
         let status = cluster
             .until(&format!("{nodes} nodes"), "s", |s| {
