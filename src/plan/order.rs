@@ -18,6 +18,7 @@ use crate::{
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
+use std::collections::BTreeSet;
 
 /// What is to happen to the pods.
 #[derive(Debug, Default)]
@@ -138,8 +139,10 @@ impl<'a> Fleet<'a> {
 
     /// Slots with neither the right pod nor one that may serve, lowest index first (R16, R39).
     fn fill_empty_slots(&mut self) {
+        let taken: BTreeSet<u32> = self.rest.iter().filter_map(|pod| pod.index()).collect();
         for at in 0..self.slots.len() {
-            if self.slots[at].pod.is_none() && self.predecessors(at).is_empty() {
+            let slot = &self.slots[at];
+            if slot.pod.is_none() && !taken.contains(&slot.template.slot.index) {
                 self.create(at, CreateReason::Missing);
             }
         }
@@ -151,22 +154,24 @@ impl<'a> Fleet<'a> {
         if busy || !self.plan.creates.is_empty() {
             return;
         }
+        // First the shards that only the new layout has: they add the least duplicates and let the
+        // most go. Then by index.
+        let totals = self.serving.iter().filter_map(|p| p.slice()).map(Slice::total);
+        let old = self.slots.first().and_then(|slot| {
+            let total = slot.template.slot.total;
+            totals.filter(|&other| other != total).max()
+        });
+        let order = |&at: &usize| {
+            let Slot { index, shard, .. } = self.slots[at].template.slot;
+            (old.is_none_or(|old| shard < old), index)
+        };
         let stale = (0..self.slots.len()).filter(|&at| self.slots[at].pod.is_none());
-        if let Some(at) = stale.min_by_key(|&at| self.replacement_order(at)) {
-            let predecessors = self.predecessors(at);
-            let name = predecessors.first().map(|p| p.name.clone()).unwrap_or_default();
+        if let Some(at) = stale.min_by_key(order) {
+            let index = self.slots[at].template.slot.index;
+            let predecessor = self.rest.iter().find(|p| p.index() == Some(index));
+            let name = predecessor.map(|p| p.name.clone()).unwrap_or_default();
             self.create(at, CreateReason::Replaces(name));
         }
-    }
-
-    /// First the shards that only the new layout has: they add the least duplicates and let the
-    /// most go. Then by index.
-    fn replacement_order(&self, at: usize) -> (bool, u32) {
-        let slot = self.slots[at].template.slot;
-        let totals = self.serving.iter().filter_map(|p| p.slice()).map(Slice::total);
-        let old = totals.filter(|&total| total != slot.total).max();
-        let is_new = old.is_some_and(|old| slot.shard >= old);
-        (!is_new, slot.index)
     }
 
     fn serves(&self, pod: &ObservedPod) -> bool {
@@ -176,11 +181,6 @@ impl<'a> Fleet<'a> {
     /// The slot that an unwanted pod stands in.
     fn slot_of(&self, pod: &ObservedPod) -> Option<&Holding<'a>> {
         self.slots.get(usize::try_from(pod.index()?).ok()?)
-    }
-
-    fn predecessors(&self, at: usize) -> Vec<&'a ObservedPod> {
-        let index = self.slots[at].template.slot.index;
-        self.rest.iter().copied().filter(|p| p.index() == Some(index)).collect()
     }
 
     /// Whether the pods that serve without this one expose everything it exposes. A pod whose
