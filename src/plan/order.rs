@@ -91,12 +91,19 @@ impl<'a> Fleet<'a> {
         rest.sort_by_key(|p| {
             (p.life == Life::Finished, p.ready_since.is_none(), p.ready_since, p.created, &p.name)
         });
+        // Every pod is compared with every slot, and its revision tells nearly all of them apart.
+        let mut rest: Vec<_> = rest.into_iter().map(|pod| (pod.revision(), pod)).collect();
         let slots = templates.iter().map(|template| {
-            let fits = |p: &&ObservedPod| p.life != Life::Finished && template.fits(p);
-            let pod = rest.iter().position(fits).map(|at| rest.remove(at));
+            let fits = |(revision, pod): &(Option<&str>, &ObservedPod)| {
+                *revision == Some(&template.revision)
+                    && pod.life != Life::Finished
+                    && template.fits(pod)
+            };
+            let pod = rest.iter().position(fits).map(|at| rest.remove(at).1);
             Holding { template, pod }
         });
         let slots = slots.collect();
+        let rest = rest.into_iter().map(|(_, pod)| pod).collect();
         let serving = pods.iter().filter(|p| p.is_serving(clock.now, clock.settle)).collect();
         Self { scale, clock, pods, slots, rest, serving, plan: PodPlan::default() }
     }

@@ -86,10 +86,8 @@ impl<'s> Template<'s> {
     /// (the revision among them) and the arguments (R34). Labels that others added don't matter.
     #[must_use]
     pub fn fits(&self, pod: &ObservedPod) -> bool {
-        // The revision tells most pods apart, so it is looked at first.
         self.labels
             .iter()
-            .rev()
             .all(|(key, value)| pod.labels.get(*key).is_some_and(|seen| seen == value))
             && self.scale.namespace == pod.namespace
             && self.args == pod.args
