@@ -3,7 +3,7 @@
 /// A rule that is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(not(test), expect(dead_code, reason = "only tests can switch one on"))]
-pub(super) enum Mutant {
+pub(crate) enum Mutant {
     /// Acts on what placement says, without claims: consistent hashing alone.
     NoClaims,
     /// Acts as soon as a claim is acknowledged, without having seen it among the others.
