@@ -42,6 +42,8 @@ struct Bounds {
     losses: u8,
     timing: TimingConfig,
     mutant: Option<Mutant>,
+    /// What has happened already, beyond the bounds.
+    after: &'static [Action],
     /// Whether to remember who acted before, for finding out what can be reached.
     history: bool,
 }
@@ -159,8 +161,7 @@ impl Bounds {
         let Some(target) = (0..self.members).find(|m| Self::name(*m) == lease.member) else {
             return;
         };
-        if state.writes < self.writes
-            && Self::holds(state, target, Precondition::Is(lease.version))
+        if state.writes < self.writes && Self::holds(state, target, Precondition::Is(lease.version))
         {
             Self::commit(state, target, lease.record);
         }
@@ -174,6 +175,44 @@ impl Bounds {
             written => written,
         };
         self.step(state, member, event);
+    }
+
+    fn toggle(&self, state: &mut State, at: usize, partition: u32) -> Option<()> {
+        let wanted = state.members[at].process.as_ref()?.wanted();
+        let one = PartitionSet::from_iter([partition]);
+        let with = wanted.union(&one);
+        let wanted = if *wanted == with { wanted.difference(&one) } else { with };
+        self.step(state, at, Event::Want(wanted));
+        Some(())
+    }
+
+    fn arrive(state: &mut State, at: usize) -> Option<()> {
+        let (write, _) = state.members[at].outstanding.clone()?;
+        let outcome = if Self::holds(state, at, write.on) {
+            Event::Written(Self::commit(state, at, write.record.clone()))
+        } else {
+            Event::Refused(None)
+        };
+        state.members[at].outstanding = Some((write, Some(outcome)));
+        Some(())
+    }
+
+    fn crash(state: &mut State, at: usize) {
+        state.crashes += 1;
+        let member = &mut state.members[at];
+        let outstanding = member.outstanding.take();
+        let on_its_way = outstanding.filter(|(_, outcome)| outcome.is_none()).map(|(w, _)| w);
+        member.late = member.late.take().or(on_its_way);
+        (member.process, member.seen) = (None, 0);
+    }
+
+    fn restart(&self, state: &mut State, at: usize) {
+        let leases = state.server.iter().flatten().cloned().collect();
+        let incarnation = state.members[at].incarnation + 1;
+        let process = self.start(at, incarnation, leases);
+        let seen = state.log.len();
+        let member = &mut state.members[at];
+        (member.process, member.incarnation, member.seen) = (Some(process), incarnation, seen);
     }
 
     fn tidy(state: &mut State) {
@@ -236,7 +275,7 @@ impl Model for Bounds {
             late: None,
             seen: 0,
         };
-        vec![State {
+        let mut state = State {
             server: vec![None; self.members],
             log: vec![],
             members: (0..self.members).map(member).collect(),
@@ -245,7 +284,13 @@ impl Model for Bounds {
             losses: 0,
             last_owner: None,
             reached: [false; 3],
-        }]
+        };
+        let unbounded = Self { writes: u8::MAX, ..*self };
+        for action in self.after {
+            state = unbounded.next_state(&state, action.clone()).expect("it can happen");
+        }
+        state.writes = 0;
+        vec![state]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -263,24 +308,11 @@ impl Model for Bounds {
                 }
             }
             Action::Wake(at) => self.step(&mut state, at, Event::Tick),
-            Action::Want(at, partition) => {
-                let process = state.members[at].process.as_ref()?;
-                let one = PartitionSet::from_iter([partition]);
-                let (with, without) =
-                    (process.wanted().union(&one), process.wanted().difference(&one));
-                let wanted = if *process.wanted() == with { without } else { with };
-                self.step(&mut state, at, Event::Want(wanted));
+            Action::Want(at, partition) => self.toggle(&mut state, at, partition)?,
+            Action::Stopped(at, partition) => {
+                self.step(&mut state, at, Event::Stopped([partition].into_iter().collect()));
             }
-            Action::Stopped(at, p) => self.step(&mut state, at, Event::Stopped([p].into_iter().collect())),
-            Action::Commit(at) => {
-                let (write, _) = state.members[at].outstanding.clone()?;
-                let outcome = if Self::holds(&state, at, write.on) {
-                    Event::Written(Self::commit(&mut state, at, write.record.clone()))
-                } else {
-                    Event::Refused(None)
-                };
-                state.members[at].outstanding = Some((write, Some(outcome)));
-            }
+            Action::Commit(at) => Self::arrive(&mut state, at)?,
             Action::Answer(at) => {
                 let (_, outcome) = state.members[at].outstanding.clone()?;
                 self.answer(&mut state, at, outcome?);
@@ -302,22 +334,8 @@ impl Model for Bounds {
                 state.members[at].seen += 1;
                 self.step(&mut state, at, Event::Seen(lease));
             }
-            Action::Crash(at) => {
-                state.crashes += 1;
-                let member = &mut state.members[at];
-                let outstanding = member.outstanding.take();
-                let unsent = outstanding.filter(|(_, outcome)| outcome.is_none()).map(|(w, _)| w);
-                member.late = member.late.take().or(unsent);
-                (member.process, member.seen) = (None, 0);
-            }
-            Action::Restart(at) => {
-                let leases = state.server.iter().flatten().cloned().collect();
-                let incarnation = state.members[at].incarnation + 1;
-                let process = self.start(at, incarnation, leases);
-                let seen = state.log.len();
-                let member = &mut state.members[at];
-                (member.process, member.incarnation, member.seen) = (Some(process), incarnation, seen);
-            }
+            Action::Crash(at) => Self::crash(&mut state, at),
+            Action::Restart(at) => self.restart(&mut state, at),
         }
         Self::tidy(&mut state);
         let undecided = |m: &Member| matches!(m.outstanding, Some((_, None)));

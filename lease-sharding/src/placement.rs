@@ -86,7 +86,9 @@ impl Placement {
     #[must_use]
     pub fn place<'a>(self, partitions: u32, members: &[Candidate<'a>]) -> Assignment<'a> {
         let mut members = members.to_vec();
-        members.sort_by(|a, b| (a.name, a.generation, a.claims).cmp(&(b.name, b.generation, b.claims)));
+        members.sort_by(|a, b| {
+            (a.name, a.generation, a.claims).cmp(&(b.name, b.generation, b.claims))
+        });
         members.dedup_by_key(|member| member.name);
         let owners = match self {
             _ if members.is_empty() => vec![],

@@ -24,13 +24,10 @@
 //! - A Lease with claims is not deleted by a stranger. If it is, members that had seen it honour
 //!   its claims for one more lease time; one that starts just then can't know of them.
 
-
 mod mutant;
 mod own;
 mod peers;
 mod record;
-#[cfg(test)]
-mod tests;
 mod timing;
 
 pub use record::{Holder, Lease, MemberName, Precondition, Record, Stage, Version, Write};
@@ -234,7 +231,7 @@ impl Protocol {
             Event::Seen(lease) => self.peers.see(lease),
             Event::Gone(member) => self.peers.lose(&member),
             Event::Written(version) => self.written(version, effects),
-            Event::Refused(lease) => self.refused(lease, effects),
+            Event::Refused(lease) => self.refused(lease.as_ref(), effects),
             Event::Failed => self.fail(),
         }
     }
@@ -343,6 +340,10 @@ impl Protocol {
         self.advance(Now { steady: steady + time, wall: wall + time });
     }
 
+    #[cfg_attr(
+        not(test),
+        expect(clippy::unused_self, reason = "nothing is broken outside of tests")
+    )]
     fn broken(&self, mutant: Mutant) -> bool {
         #[cfg(test)]
         return self.mutant == Some(mutant);

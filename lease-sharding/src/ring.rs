@@ -238,9 +238,8 @@ impl Ring {
     /// How many partitions have another owner in `next`. Rings of different sizes share only the
     /// partitions that both have.
     pub fn relocated(&self, next: &Self) -> usize {
-        let moved = |(a, b): &(&u32, &u32)| {
-            self.members[**a as usize] != next.members[**b as usize]
-        };
+        let moved =
+            |(a, b): &(&u32, &u32)| self.members[**a as usize] != next.members[**b as usize];
         self.owners.iter().zip(&next.owners).filter(moved).count()
     }
 }

@@ -34,6 +34,11 @@ impl Random {
         self.next() % limit.max(1)
     }
 
+    /// One of the first `count`.
+    fn index(&mut self, count: u8) -> usize {
+        usize::try_from(self.below(count.into())).unwrap_or_default()
+    }
+
     fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
@@ -69,7 +74,7 @@ enum Fault {
 
 #[derive(Clone, Debug)]
 enum Happening {
-    Wake,
+    Wake(u64),
     Deliver,
     Arrive(u64, Write),
     Bury(Lease),
@@ -117,6 +122,8 @@ struct Replica {
     epoch: u64,
     /// The number of the outstanding request.
     waits_for: Option<u64>,
+    /// The number of the newest alarm: older ones are off.
+    alarm: u64,
     inbox: VecDeque<Lease>,
     paused_until: Millis,
     cut_off_until: Millis,
@@ -158,7 +165,7 @@ struct World {
     revision: u64,
     outage_until: Millis,
     replicas: Vec<Replica>,
-    requests: u64,
+    numbers: u64,
     unowned_since: Vec<Option<Millis>>,
     /// The longest time without an owner since it was last asked for.
     longest_gap: Millis,

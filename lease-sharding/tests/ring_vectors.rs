@@ -22,12 +22,10 @@ fn rows(section: &str) -> Vec<Value> {
 }
 
 fn hash_of(row: &Value) -> KeyHash {
-    match row["hash"].as_str().expect("a hash") {
-        "blake3-le64" => KeyHash::Blake3,
-        "xxh64" => KeyHash::Xxh64,
-        "fnv1-64" => KeyHash::Fnv1,
-        other => panic!("unknown hash {other}"),
-    }
+    let named =
+        [("blake3-le64", KeyHash::Blake3), ("xxh64", KeyHash::Xxh64), ("fnv1-64", KeyHash::Fnv1)];
+    let found = named.into_iter().find(|(name, _)| row["hash"].as_str() == Some(name));
+    found.expect("a known hash").1
 }
 
 fn number(value: &Value) -> u32 {
@@ -35,11 +33,9 @@ fn number(value: &Value) -> u32 {
 }
 
 fn compat_of(row: &Value) -> Compat {
-    match row["library"].as_str().expect("a library") {
-        "v0.10.0" => Compat::V0_10,
-        "v1.0.0" => Compat::V1_0,
-        other => panic!("unknown library {other}"),
-    }
+    let named = [("v0.10.0", Compat::V0_10), ("v1.0.0", Compat::V1_0)];
+    let found = named.into_iter().find(|(name, _)| row["library"].as_str() == Some(name));
+    found.expect("a known library").1
 }
 
 fn config_of(row: &Value) -> RingConfig {

@@ -1,6 +1,6 @@
 //! What must hold in every state, what must be reachable, and which bounds are checked when.
 
-use super::{Bounds, EDGE, HANDOVER, RESUMED, State, TAKEOVER};
+use super::{Action, Action::*, Bounds, EDGE, HANDOVER, RESUMED, State, TAKEOVER};
 use crate::protocol::{Mutant, Stage, TimingConfig};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::{collections::BTreeSet, time::Instant};
@@ -52,8 +52,10 @@ pub(super) fn properties(history: bool) -> Vec<Property<Bounds>> {
     let mut properties =
         vec![Property::always(ONE_OWNER, one_owner), Property::always(SETTLES, settles)];
     if history {
-        properties.push(Property::sometimes("handover", |_, state: &State| state.reached[HANDOVER]));
-        properties.push(Property::sometimes("takeover", |_, state: &State| state.reached[TAKEOVER]));
+        properties
+            .push(Property::sometimes("handover", |_, state: &State| state.reached[HANDOVER]));
+        properties
+            .push(Property::sometimes("takeover", |_, state: &State| state.reached[TAKEOVER]));
         properties.push(Property::sometimes("resumed", |_, state: &State| state.reached[RESUMED]));
         properties.push(Property::sometimes("rest", |model: &Bounds, state| {
             at_rest(state) && (0..model.partitions).all(|p| owners(state, p).len() == 1)
@@ -72,27 +74,41 @@ fn bounds([members, partitions, writes, crashes, losses]: [u8; 5]) -> Bounds {
         losses,
         timing: EDGE,
         mutant: None,
+        after: &[],
         history: false,
     }
 }
 
-fn hold(numbers: [u8; 5]) {
+/// The first member acts on the partition, the second claims it and waits.
+const CONTENDED: &[Action] = &[
+    Want(0, 0),
+    Commit(0),
+    Answer(0),
+    See(0),
+    Want(1, 0),
+    See(1),
+    Commit(1),
+    Answer(1),
+    See(0),
+    See(1),
+];
+
+fn hold(numbers: [u8; 5], after: &'static [Action]) {
     let start = Instant::now();
-    let checker = bounds(numbers).checker().threads(2).spawn_bfs().join();
+    let checker = Bounds { after, ..bounds(numbers) }.checker().threads(2).spawn_bfs().join();
     println!(
         "{numbers:?}: {} states, depth {}, {:.1} s",
         checker.unique_state_count(),
         checker.max_depth(),
         start.elapsed().as_secs_f32()
     );
-    for (property, path) in checker.discoveries() {
-        panic!("{property}: {:#?}", path.into_actions());
-    }
+    let found = checker.discoveries().into_iter().map(|(what, path)| (what, path.into_actions()));
+    assert_eq!(found.collect::<Vec<_>>(), []);
 }
 
 /// That a rule is needed: without it two members come to act on one partition.
-fn is_caught(numbers: [u8; 5], mutant: Option<Mutant>, timing: TimingConfig) {
-    let model = Bounds { mutant, timing, ..bounds(numbers) };
+fn is_caught(after: &'static [Action], mutant: Option<Mutant>, timing: TimingConfig) {
+    let model = Bounds { timing, mutant, after, ..bounds([2, 1, 3, 0, 0]) };
     let only = BTreeSet::from([ONE_OWNER]);
     let checker = model.checker().threads(2).finish_when(HasDiscoveries::AllOf(only)).spawn_bfs();
     let checker = checker.join();
@@ -102,27 +118,32 @@ fn is_caught(numbers: [u8; 5], mutant: Option<Mutant>, timing: TimingConfig) {
 
 #[test]
 fn two_members_hold_with_three_writes() {
-    hold([2, 1, 3, 0, 0]);
+    hold([2, 1, 3, 0, 0], &[]);
 }
 
 #[test]
 fn two_members_hold_with_a_crash() {
-    hold([2, 1, 2, 1, 0]);
+    hold([2, 1, 2, 1, 0], &[]);
 }
 
 #[test]
 fn two_members_hold_with_a_lost_answer() {
-    hold([2, 1, 2, 0, 1]);
+    hold([2, 1, 2, 0, 1], &[]);
+}
+
+#[test]
+fn two_members_hold_once_they_contend() {
+    hold([2, 1, 2, 1, 1], CONTENDED);
 }
 
 #[test]
 fn two_members_hold_with_two_partitions() {
-    hold([2, 2, 2, 0, 0]);
+    hold([2, 2, 2, 0, 0], &[]);
 }
 
 #[test]
 fn handover_takeover_resumption_and_rest_are_reached() {
-    let model = Bounds { history: true, ..bounds([2, 1, 4, 1, 0]) };
+    let model = Bounds { history: true, after: CONTENDED, ..bounds([2, 1, 3, 1, 0]) };
     let wanted = ["handover", "takeover", "resumed", "rest"];
     let all = HasDiscoveries::AllOf(BTreeSet::from(wanted));
     let checker = model.checker().threads(2).finish_when(all).spawn_bfs().join();
@@ -133,36 +154,60 @@ fn handover_takeover_resumption_and_rest_are_reached() {
 }
 
 #[test]
+fn three_members_hold_with_a_lost_answer() {
+    hold([3, 1, 2, 0, 1], &[]);
+}
+
+macro_rules! large_bounds {
+    ($($name:ident: $numbers:expr;)*) => {$(
+        #[test]
+        #[ignore = "minutes and gigabytes: `make model`"]
+        fn $name() {
+            hold($numbers, &[]);
+        }
+    )*};
+}
+
+large_bounds! {
+    large_with_a_crash_and_a_lost_answer: [2, 1, 4, 1, 1];
+    large_with_five_writes: [2, 1, 5, 0, 0];
+    large_with_two_partitions: [2, 2, 4, 0, 0];
+    large_with_five_writes_and_a_crash: [2, 1, 5, 1, 0];
+    large_with_three_members_and_a_lost_answer: [3, 1, 3, 0, 1];
+    large_with_three_members_and_a_crash: [3, 1, 3, 1, 0];
+}
+
+#[test]
 fn a_ring_without_claims_is_caught() {
-    is_caught([2, 1, 4, 0, 0], Some(Mutant::NoClaims), EDGE);
+    is_caught(&[], Some(Mutant::NoClaims), EDGE);
 }
 
 #[test]
 fn a_claim_without_an_echo_is_caught() {
-    is_caught([2, 1, 4, 0, 0], Some(Mutant::NoEcho), EDGE);
+    is_caught(&[], Some(Mutant::NoEcho), EDGE);
 }
 
 #[test]
 fn a_renewal_without_a_precondition_is_caught() {
-    is_caught([2, 1, 4, 0, 0], Some(Mutant::BlindRenewal), EDGE);
+    is_caught(CONTENDED, Some(Mutant::BlindRenewal), EDGE);
 }
 
 #[test]
 fn a_release_before_work_has_stopped_is_caught() {
-    is_caught([2, 1, 3, 0, 0], Some(Mutant::ReleaseBeforeStop), EDGE);
+    is_caught(CONTENDED, Some(Mutant::ReleaseBeforeStop), EDGE);
 }
 
 #[test]
 fn a_fence_counted_from_the_answer_is_caught() {
-    is_caught([2, 1, 5, 0, 0], Some(Mutant::FenceFromAnswer), EDGE);
+    is_caught(CONTENDED, Some(Mutant::FenceFromAnswer), EDGE);
 }
 
 #[test]
 fn a_fence_that_outlasts_the_lease_is_caught() {
-    is_caught([2, 1, 5, 0, 0], None, TimingConfig { fence: EDGE.lease + 1, ..EDGE });
+    is_caught(CONTENDED, None, TimingConfig { fence: EDGE.lease + 1, ..EDGE });
 }
 
 #[test]
 fn a_death_without_a_write_is_caught() {
-    is_caught([2, 1, 5, 0, 0], Some(Mutant::DeathWithoutWrite), EDGE);
+    is_caught(CONTENDED, Some(Mutant::DeathWithoutWrite), EDGE);
 }

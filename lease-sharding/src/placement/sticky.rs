@@ -30,9 +30,8 @@ pub(super) fn place(partitions: u32, load: Load, members: &[Candidate<'_>]) -> V
     let mut loads: Vec<usize> = held.iter().map(Vec::len).collect();
     // Who asks for a free partition already gets it, so that repeated answers converge; then the
     // least loaded; those that should get nothing only if all others are full.
-    let asks = |at: usize, partition: u32| {
-        members[at].claims.contains(partition) && quotas[at].receives
-    };
+    let asks =
+        |at: usize, partition: u32| members[at].claims.contains(partition) && quotas[at].receives;
     for stage in 0..3 {
         for (partition, owner) in (0..).zip(&mut owners).filter(|(_, owner)| owner.is_none()) {
             let open = |at: &usize| {

@@ -51,7 +51,9 @@ fn moved(before: &[String], after: &[String]) -> usize {
 
 fn loads(owners: &[String]) -> Vec<usize> {
     let mut loads = BTreeMap::new();
-    owners.iter().for_each(|owner| *loads.entry(owner).or_insert(0) += 1);
+    for owner in owners {
+        *loads.entry(owner).or_insert(0) += 1;
+    }
     loads.into_values().collect()
 }
 
@@ -129,7 +131,10 @@ fn members() -> impl Strategy<Value = Vec<(String, u64, PartitionSet)>> {
     let claims = proptest::collection::vec(0_u32..200, 0..60);
     let member = ("[a-c]{0,3}", 0_u64..3, claims);
     proptest::collection::vec(member, 0..12).prop_map(|members| {
-        members.into_iter().map(|(name, at, claims)| (name, at, claims.into_iter().collect())).collect()
+        members
+            .into_iter()
+            .map(|(name, at, claims)| (name, at, claims.into_iter().collect()))
+            .collect()
     })
 }
 

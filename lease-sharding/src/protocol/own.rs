@@ -44,13 +44,13 @@ impl Protocol {
     }
 
     /// Somebody else wrote the Lease, or an earlier write of ours arrived late.
-    pub(super) fn refused(&mut self, lease: Option<Lease>, effects: &mut Vec<Effect>) {
+    pub(super) fn refused(&mut self, lease: Option<&Lease>, effects: &mut Vec<Effect>) {
         if self.write.take().is_none() {
             return;
         }
-        self.version = lease.as_ref().map(|lease| lease.version);
-        self.transitions = lease.as_ref().map_or(0, |lease| lease.record.transitions);
-        match lease.as_ref().and_then(|lease| Some((lease, lease.record.holder?))) {
+        self.version = lease.map(|lease| lease.version);
+        self.transitions = lease.map_or(0, |lease| lease.record.transitions);
+        match lease.and_then(|lease| Some((lease, lease.record.holder?))) {
             Some((lease, holder)) if holder == self.me.holder => {
                 self.joined = true;
                 self.published = None;
@@ -136,7 +136,9 @@ impl Protocol {
         if !idle || self.until_write() > 0 || !(is_tick || self.is_urgent()) {
             return;
         }
-        if self.seq == 0 && let Some((lease, _)) = self.peers.own() {
+        if self.seq == 0
+            && let Some((lease, _)) = self.peers.own()
+        {
             self.version = Some(lease.version);
             self.transitions = lease.record.transitions.saturating_add(1);
         }

@@ -78,8 +78,12 @@ impl Peers {
             .map(|peer| peer.lease.member.clone())
             .filter(|member| !listed(member))
             .collect();
-        missing.iter().for_each(|member| self.lose(member));
-        leases.into_iter().for_each(|lease| self.see(lease));
+        for member in &missing {
+            self.lose(member);
+        }
+        for lease in leases {
+            self.see(lease);
+        }
         self.listed = true;
     }
 
@@ -110,8 +114,9 @@ impl Peers {
 
     /// Whether the watch shows a write of this process at or after number `seq`.
     pub(super) fn shows_own(&self, holder: Holder, seq: u64) -> bool {
-        let is_it =
-            |(lease, _): (&Lease, _)| lease.record.holder == Some(holder) && lease.record.seq >= seq;
+        let is_it = |(lease, _): (&Lease, _)| {
+            lease.record.holder == Some(holder) && lease.record.seq >= seq
+        };
         self.own().is_some_and(is_it)
     }
 
@@ -144,9 +149,7 @@ impl Peers {
     /// How many live members come before this one: those that seem dead don't count.
     fn rank(&self) -> u64 {
         let before = |peer: &&Peer| {
-            peer.is_live()
-                && peer.lease.member < self.me
-                && peer.idle < peer.lease.record.lease
+            peer.is_live() && peer.lease.member < self.me && peer.idle < peer.lease.record.lease
         };
         self.seen.iter().filter(before).count() as u64
     }

@@ -124,7 +124,7 @@ impl TryFrom<TimingConfig> for Timing {
         let wide = u128::from;
         let drifted = |time: Millis| wide(time) * (1_000 + error);
         let hurried = |time: Millis| wide(time) * 1_000_u128.saturating_sub(error);
-        let (e, longest) = (c.clock_error_permille, 24 * 3_600_000);
+        let (e, longest) = (f64::from(c.clock_error_permille) / 1_000.0, 24 * 3_600_000);
         let spent = wide(c.renew) + wide(c.renew_timeout) + wide(c.write_timeout);
         let rules: [(bool, &'static str, String); 9] = [
             (c.lease >= 1_000, "lease >= 1 s", format!("{} ms", c.lease)),
@@ -137,7 +137,13 @@ impl TryFrom<TimingConfig> for Timing {
             (
                 drifted(c.fence) <= hurried(c.lease),
                 "fence * (1 + clock error) <= lease * (1 - clock error)",
-                format!("{} ms * {} > {} ms * {}", c.fence, 1_000 + error, c.lease, 1_000 - e.min(1_000)),
+                format!(
+                    "{} ms * {:.3} > {} ms * {:.3}",
+                    c.fence,
+                    1.0 + e,
+                    c.lease,
+                    (1.0 - e).max(0.0)
+                ),
             ),
             (
                 spent < wide(c.fence),

@@ -1,6 +1,10 @@
 //! What happens: requests, watch events, faults and time.
 
-use super::*;
+use super::{
+    BTreeMap, BinaryHeap, Effect, Entry, Event, Fault, Happening, Holder, Identity, Lease, Load,
+    Millis, PARTITIONS, PartitionSet, Placement, Precondition, Protocol, Random, Replica, Timing,
+    TimingConfig, VecDeque, Version, Weather, World, Write,
+};
 
 impl World {
     pub(super) fn new(seed: u64, weather: Weather) -> Self {
@@ -23,7 +27,7 @@ impl World {
             revision: 0,
             outage_until: 0,
             replicas: vec![],
-            requests: 0,
+            numbers: 0,
             unowned_since: vec![Some(0); PARTITIONS as usize],
             longest_gap: 0,
             log: vec![],
@@ -45,6 +49,7 @@ impl World {
             process: None,
             epoch: 0,
             waits_for: None,
+            alarm: 0,
             inbox: VecDeque::new(),
             paused_until: 0,
             cut_off_until: 0,
@@ -108,14 +113,16 @@ impl World {
             _ => {}
         }
         let replica = &self.replicas[at];
-        let hears = !matches!(entry.what, Happening::Wake | Happening::WorkEnds(_));
+        let hears = !matches!(entry.what, Happening::Wake(_) | Happening::WorkEnds(_));
         let cut_off = if hears { self.outage_until.max(replica.cut_off_until) } else { 0 };
         let later = cut_off.max(replica.paused_until);
         if later > self.now {
             return self.push(later - self.now, at, entry.what);
         }
         match entry.what {
-            Happening::Wake => self.step(at, Event::Tick),
+            Happening::Wake(alarm) if self.replicas[at].alarm == alarm => {
+                self.step(at, Event::Tick);
+            }
             Happening::Deliver => {
                 if let Some(lease) = self.replicas[at].inbox.pop_front() {
                     self.step(at, Event::Seen(lease));
@@ -236,7 +243,9 @@ impl World {
         }
         if let Some(due) = process.deadline() {
             let delay = self.replicas[at].real(due).saturating_sub(self.now);
-            self.push(delay.max(1), at, Happening::Wake);
+            self.numbers += 1;
+            self.replicas[at].alarm = self.numbers;
+            self.push(delay.max(1), at, Happening::Wake(self.numbers));
         }
         self.replicas[at].process = (!ended).then_some(process);
     }
@@ -245,8 +254,8 @@ impl World {
         let travel = 1 + self.random.below(self.weather.trip);
         match effect {
             Effect::Write(write) => {
-                self.requests += 1;
-                let number = self.requests;
+                self.numbers += 1;
+                let number = self.numbers;
                 self.replicas[at].waits_for = Some(number);
                 let late = self.random.percent(self.weather.late);
                 let delay = if late { self.random.below(30_000) } else { travel };
@@ -271,8 +280,7 @@ impl World {
                 }
                 events.push_front(Event::Stopped(idle));
             }
-            Effect::Gained(_) | Effect::Fenced | Effect::Resumed => {}
-            Effect::Left | Effect::Superseded => {}
+            _ => {}
         }
     }
 
