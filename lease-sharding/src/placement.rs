@@ -3,7 +3,7 @@
 //!
 //! | | needs | peak / mean | moves on a join | moves in a rolling update |
 //! | --- | --- | --- | --- | --- |
-//! | [`Placement::Rendezvous`] | names | at most the load bound | the optimum within 1 % | about 1.8 each |
+//! | [`Placement::Rendezvous`] | names | at most the load bound | the optimum within 1 % | more than one each |
 //! | [`Placement::Sticky`] | names, claims, generations | 1, rounded up | the optimum | 1 each |
 
 mod rendezvous;

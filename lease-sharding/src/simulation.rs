@@ -8,8 +8,8 @@ use crate::{
     partitions::PartitionSet,
     placement::{Load, Placement},
     protocol::{
-        Effect, Event, Holder, Identity, Lease, MemberName, Millis, Now, Precondition, Protocol,
-        Timing, TimingConfig, Version, Write,
+        Effect, Event, Holder, Identity, Lease, MemberName, Millis, Mutant, Now, Precondition,
+        Protocol, Timing, TimingConfig, Version, Write,
     },
 };
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -169,5 +169,8 @@ struct World {
     unowned_since: Vec<Option<Millis>>,
     /// The longest time without an owner since it was last asked for.
     longest_gap: Millis,
+    mutant: Option<Mutant>,
+    /// When a partition first had two owners.
+    two_owners: Option<String>,
     log: Vec<String>,
 }

@@ -161,7 +161,7 @@ fn three_members_hold_with_a_lost_answer() {
 macro_rules! large_bounds {
     ($($name:ident: $numbers:expr;)*) => {$(
         #[test]
-        #[ignore = "minutes and gigabytes: `make model`"]
+        #[ignore = "minutes and gigabytes: `make -C lease-sharding model`"]
         fn $name() {
             hold($numbers, &[]);
         }

@@ -1,14 +1,14 @@
 //! No dual owner in any weather, and every gap within its bound.
 
-use super::{Fault, Happening, Millis, TimingConfig, Weather, World};
+use super::{Fault, Happening, Millis, Mutant, TimingConfig, Weather, World};
 
 /// A usual network: a watch event and each way of a request take up to 50 ms.
 const FAIR: Weather = Weather { watch: 50, trip: 50, late: 0, lost: 0, work: 0 };
 const STORM: Weather = Weather { watch: 3_000, trip: 400, late: 5, lost: 5, work: 2_000 };
 
 /// A settled world of three replicas.
-fn settled(seed: u64, weather: Weather) -> World {
-    let mut world = World::new(seed, FAIR);
+fn settled(seed: u64, weather: Weather, mutant: Option<Mutant>) -> World {
+    let mut world = World { mutant, ..World::new(seed, FAIR) };
     for _ in 0..3 {
         world.join(0);
     }
@@ -29,10 +29,11 @@ fn schedule(world: &mut World, fault: Fault) -> usize {
 fn gaps(seeds: std::ops::Range<u64>, fault: impl Fn(&mut World) -> (Fault, Millis)) {
     let mut worst = 0;
     for seed in seeds {
-        let mut world = settled(seed, FAIR);
+        let mut world = settled(seed, FAIR, None);
         let (fault, bound) = fault(&mut world);
         schedule(&mut world, fault);
         world.run_until(60_000);
+        assert_eq!(world.two_owners, None, "seed {seed} after {:#?}", world.log);
         let unowned = world.unowned_since.iter().flatten().count();
         assert_eq!(unowned, 0, "seed {seed}: not all owned after {:?}", world.log);
         assert!(
@@ -51,8 +52,8 @@ fn slow(timing: &TimingConfig, time: Millis) -> Millis {
     time * 1_000 / (1_000 - u64::from(timing.clock_error_permille))
 }
 
-fn storm(seed: u64) {
-    let mut world = settled(seed, STORM);
+fn storm(seed: u64, mutant: Option<Mutant>) -> World {
+    let mut world = settled(seed, STORM, mutant);
     for _ in 0..2 + world.random.below(6) {
         let time = world.random.below(30_000);
         let jump = world.random.below(7_200_000).cast_signed() - 3_600_000;
@@ -82,22 +83,45 @@ fn storm(seed: u64) {
     world.run_until(70_000 + late_requests);
     world.longest_gap = 0;
     world.run_until(140_000);
+    world
+}
+
+fn survives_a_storm(seed: u64) {
+    let world = storm(seed, None);
+    assert_eq!(world.two_owners, None, "seed {seed} after {:#?}", world.log);
     let unowned = world.unowned_since.iter().flatten().count();
     assert_eq!(unowned, 0, "seed {seed}: not all owned in the end, after {:#?}", world.log);
 }
 
 /// `SCHEDULES` says how many, a million if it does not.
 #[test]
-#[ignore = "hours: `make soak`"]
+#[ignore = "hours: `make -C lease-sharding soak`"]
 fn soak_no_storm_gives_a_partition_two_owners() {
     #[expect(clippy::disallowed_methods, reason = "the variable is this test's interface")]
     let schedules = std::env::var("SCHEDULES").ok().and_then(|n| n.parse().ok());
-    (10_000..10_000 + schedules.unwrap_or(1_000_000)).for_each(storm);
+    (10_000..10_000 + schedules.unwrap_or(1_000_000)).for_each(survives_a_storm);
 }
 
 #[test]
 fn no_storm_gives_a_partition_two_owners_or_leaves_it_without_one() {
-    (0..2_000).for_each(storm);
+    (0..2_000).for_each(survives_a_storm);
+}
+
+#[test]
+fn storms_break_each_mutant() {
+    for mutant in [
+        Mutant::NoClaims,
+        Mutant::NoEcho,
+        Mutant::BlindRenewal,
+        Mutant::ReleaseBeforeStop,
+        Mutant::FenceFromAnswer,
+        Mutant::DeathWithoutWrite,
+    ] {
+        let breaks = |seed: &u64| storm(*seed, Some(mutant)).two_owners.is_some();
+        let seed = (0..1_000).find(breaks);
+        assert!(seed.is_some(), "{mutant:?} survives every storm");
+        println!("{mutant:?} is broken by seed {seed:?}");
+    }
 }
 
 #[test]
