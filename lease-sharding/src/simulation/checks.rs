@@ -1,0 +1,158 @@
+//! No dual owner in any weather, and every gap within its bound.
+
+use super::{Fault, Happening, Millis, Mutant, TimingConfig, Weather, World};
+
+/// A usual network: a watch event and each way of a request take up to 50 ms.
+const FAIR: Weather = Weather { watch: 50, trip: 50, late: 0, lost: 0, work: 0 };
+const STORM: Weather = Weather { watch: 3_000, trip: 400, late: 5, lost: 5, work: 2_000 };
+
+/// A settled world of three replicas.
+fn settled(seed: u64, weather: Weather, mutant: Option<Mutant>) -> World {
+    let mut world = World { mutant, ..World::new(seed, FAIR) };
+    for _ in 0..3 {
+        world.join(0);
+    }
+    world.run_until(3_000);
+    assert_eq!(world.unowned_since.iter().flatten().count(), 0, "seed {seed} does not start");
+    (world.longest_gap, world.weather) = (0, weather);
+    world
+}
+
+fn schedule(world: &mut World, fault: Fault) -> usize {
+    let at = world.random.index(3);
+    let delay = world.random.below(8_000);
+    world.push(delay, at, Happening::Fault(fault));
+    at
+}
+
+/// Whether every gap stays below its bound when this happens.
+fn gaps(seeds: std::ops::Range<u64>, fault: impl Fn(&mut World) -> (Fault, Millis)) {
+    let mut worst = 0;
+    for seed in seeds {
+        let mut world = settled(seed, FAIR, None);
+        let (fault, bound) = fault(&mut world);
+        schedule(&mut world, fault);
+        world.run_until(60_000);
+        assert_eq!(world.two_owners, None, "seed {seed} after {:#?}", world.log);
+        let unowned = world.unowned_since.iter().flatten().count();
+        assert_eq!(unowned, 0, "seed {seed}: not all owned after {:?}", world.log);
+        assert!(
+            world.longest_gap <= bound,
+            "seed {seed}: {} ms without an owner, the bound is {bound} ms, after {:?}",
+            world.longest_gap,
+            world.log
+        );
+        worst = worst.max(world.longest_gap);
+    }
+    println!("longest gap {worst} ms");
+}
+
+/// On the slowest clock, with a watch event and a request before and after.
+fn slow(timing: &TimingConfig, time: Millis) -> Millis {
+    time * 1_000 / (1_000 - u64::from(timing.clock_error_permille))
+}
+
+fn storm(seed: u64, mutant: Option<Mutant>) -> World {
+    let mut world = settled(seed, STORM, mutant);
+    for _ in 0..2 + world.random.below(6) {
+        let time = world.random.below(30_000);
+        let jump = world.random.below(7_200_000).cast_signed() - 3_600_000;
+        let fault = match world.random.below(10) {
+            0 | 1 => Fault::Crash,
+            2 | 3 => Fault::Pause(time),
+            4 => Fault::CutOff(time),
+            5 => Fault::Outage(time),
+            6 => Fault::JumpWall(jump),
+            7 => Fault::Relist,
+            8 => Fault::Leave,
+            _ => Fault::Replace,
+        };
+        let at = world.random.index(3);
+        let delay = world.random.below(40_000);
+        world.push(delay, at, Happening::Fault(fault));
+        if world.random.percent(70) {
+            let later = delay + world.random.below(20_000);
+            world.push(later, at, Happening::Fault(Fault::Restart));
+        }
+    }
+    world.run_until(70_000);
+    // All is well again: whoever is left takes everything within a lease time and a bit.
+    world.weather = FAIR;
+    let late_requests = 30_000;
+    world.join(9);
+    world.run_until(70_000 + late_requests);
+    world.longest_gap = 0;
+    world.run_until(140_000);
+    world
+}
+
+fn survives_a_storm(seed: u64) {
+    let world = storm(seed, None);
+    assert_eq!(world.two_owners, None, "seed {seed} after {:#?}", world.log);
+    let unowned = world.unowned_since.iter().flatten().count();
+    assert_eq!(unowned, 0, "seed {seed}: not all owned in the end, after {:#?}", world.log);
+}
+
+/// `SCHEDULES` says how many, a million if it does not.
+#[test]
+#[ignore = "hours: `make -C lease-sharding soak`"]
+fn soak_no_storm_gives_a_partition_two_owners() {
+    #[expect(clippy::disallowed_methods, reason = "the variable is this test's interface")]
+    let schedules = std::env::var("SCHEDULES").ok().and_then(|n| n.parse().ok());
+    (10_000..10_000 + schedules.unwrap_or(1_000_000)).for_each(survives_a_storm);
+}
+
+#[test]
+fn no_storm_gives_a_partition_two_owners_or_leaves_it_without_one() {
+    (0..2_000).for_each(survives_a_storm);
+}
+
+#[test]
+fn storms_break_each_mutant() {
+    for mutant in [
+        Mutant::NoClaims,
+        Mutant::NoEcho,
+        Mutant::BlindRenewal,
+        Mutant::ReleaseBeforeStop,
+        Mutant::FenceFromAnswer,
+        Mutant::DeathWithoutWrite,
+    ] {
+        let breaks = |seed: &u64| storm(*seed, Some(mutant)).two_owners.is_some();
+        let seed = (0..1_000).find(breaks);
+        assert!(seed.is_some(), "{mutant:?} survives every storm");
+        println!("{mutant:?} is broken by seed {seed:?}");
+    }
+}
+
+#[test]
+fn a_crash_leaves_a_gap_of_a_lease_time_and_a_few_messages() {
+    gaps(0..2_000, |world| {
+        let t = world.timing;
+        let messages = 3 * FAIR.watch + 4 * FAIR.trip;
+        (Fault::Crash, slow(&t, t.lease + 3 * t.stagger) + messages)
+    });
+}
+
+#[test]
+fn leaving_leaves_a_gap_of_a_few_messages() {
+    // A renewal on its way, the release, its sight, the claim, its echo.
+    gaps(10_000..12_000, |_| (Fault::Leave, 2 * FAIR.watch + 4 * FAIR.trip));
+}
+
+#[test]
+fn a_replacement_leaves_a_gap_of_a_few_messages() {
+    gaps(20_000..22_000, |_| (Fault::Replace, 2 * FAIR.watch + 4 * FAIR.trip));
+}
+
+#[test]
+fn an_outage_costs_nothing_before_the_fence_and_ends_with_the_first_renewal() {
+    gaps(30_000..32_000, |world| {
+        let t = world.timing;
+        let outage = world.random.below(2 * t.lease);
+        let spare = (t.fence - t.renew - 2 * FAIR.trip) * 1_000
+            / (1_000 + u64::from(t.clock_error_permille));
+        let again = slow(&t, t.renew_timeout + t.retry) + 2 * FAIR.trip;
+        let gap = (outage + again).saturating_sub(spare);
+        (Fault::Outage(outage), if outage + again < spare { 0 } else { gap })
+    });
+}
