@@ -30,7 +30,8 @@ lint: ## Formatting, clippy and documentation, without warnings
 
 unit: ## Tests that need no cluster (under three minutes)
 	$(call say,tests without a cluster)
-	cargo test --workspace --lib --bins --locked
+	cargo test --workspace --exclude lease-sharding --lib --bins --locked
+	cargo test --locked -p lease-sharding --tests
 	cargo test --locked $(UNIT)
 
 doctest: ## Examples in the documentation
