@@ -109,19 +109,12 @@ impl Error {
 
     /// How long the API server asked us to wait.
     fn retry_after(&self) -> Duration {
-        let seconds = |error: &kube::Error| match error {
-            kube::Error::Api(status) => {
-                status.details.as_ref().map_or(0, |d| u64::from(d.retry_after_seconds))
-            }
-            _ => 0,
+        let asked = match self {
+            Self::Read { source, .. } | Self::PublishStatus(source) => apply::retry_after(source),
+            Self::Apply { retry_after, .. } => *retry_after,
+            Self::NodesUnknown(_) | Self::Panic(_) => None,
         };
-        match self {
-            Self::Read { source, .. } | Self::PublishStatus(source) => {
-                Duration::from_secs(seconds(source))
-            }
-            Self::Apply { retry_after, .. } => retry_after.unwrap_or_default(),
-            Self::NodesUnknown(_) | Self::Panic(_) => Duration::ZERO,
-        }
+        asked.unwrap_or_default()
     }
 
     fn apply(outcome: &Outcome) -> Option<Self> {

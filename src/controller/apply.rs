@@ -136,15 +136,20 @@ async fn failure(client: &Client, change: &Change, error: kube::Error) -> Failur
             reason = FailureReason::Conflict;
         }
     }
-    let (message, retry_after) = match error {
-        kube::Error::Api(status) => {
-            let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
-            (status.message, (seconds > 0).then(|| Duration::from_secs(seconds.into())))
-        }
-        other => (chain(&other), None),
+    let retry_after = retry_after(&error);
+    let message = match error {
+        kube::Error::Api(status) => status.message,
+        other => chain(&other),
     };
     tracing::warn!(%change, %reason, error = message, "not applied");
     Failure { change: change.clone(), reason, message, retry_after }
+}
+
+/// How long the API server asked us to wait.
+pub(super) fn retry_after(error: &kube::Error) -> Option<Duration> {
+    let kube::Error::Api(status) = error else { return None };
+    let seconds = status.details.as_ref()?.retry_after_seconds;
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
 /// An error with its causes, each said once.

@@ -161,13 +161,17 @@ pub(super) fn pods(
     ready: ReadinessHandle,
 ) -> (impl Stream<Item = watcher::Result<Meta<Pod>>> + Send, Store<Meta<Pod>>) {
     let (store, writer) = reflector::store();
-    let config = watcher::Config::default()
-        .labels(&format!("{LABEL_NAME}={KUBE_STATE_METRICS},{LABEL_SCALE}"));
-    let stream = events::<Pod>(client, config, ready)
+    let stream = events::<Pod>(client, labelled_as_ours(), ready)
         .modify(forget_managed_fields)
         .reflect(writer)
         .touched_objects();
     (triggers(stream), store)
+}
+
+/// Objects with the labels of ours, of whatever KSMScale.
+fn labelled_as_ours() -> watcher::Config {
+    let labels = format!("{LABEL_NAME}={KUBE_STATE_METRICS},{LABEL_SCALE}");
+    watcher::Config::default().labels(&labels)
 }
 
 /// PodDisruptionBudgets that carry the labels of ours.
@@ -175,9 +179,7 @@ pub(super) fn budgets(
     client: Client,
     ready: ReadinessHandle,
 ) -> impl Stream<Item = watcher::Result<Meta<PodDisruptionBudget>>> + Send {
-    let config = watcher::Config::default()
-        .labels(&format!("{LABEL_NAME}={KUBE_STATE_METRICS},{LABEL_SCALE}"));
-    let stream = events::<PodDisruptionBudget>(client, config, ready);
+    let stream = events::<PodDisruptionBudget>(client, labelled_as_ours(), ready);
     triggers(stream.modify(forget_managed_fields).touched_objects())
 }
 

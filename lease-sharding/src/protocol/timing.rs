@@ -100,10 +100,9 @@ impl Timing {
     }
 }
 
-#[cfg(test)]
 impl Timing {
-    /// Times that nobody checked: the model checker goes to the very edge, and a mutant beyond it.
-    pub(crate) const fn unchecked(c: TimingConfig) -> Self {
+    /// For times that have been checked.
+    const fn of(c: TimingConfig) -> Self {
         Self {
             lease: c.lease,
             fence: c.fence,
@@ -113,6 +112,12 @@ impl Timing {
             stagger: c.stagger,
             forget: c.forget,
         }
+    }
+
+    /// Times that nobody checked: the model checker goes to the very edge, and a mutant beyond it.
+    #[cfg(test)]
+    pub(crate) const fn unchecked(c: TimingConfig) -> Self {
+        Self::of(c)
     }
 }
 
@@ -157,14 +162,6 @@ impl TryFrom<TimingConfig> for Timing {
         if let Some((_, inequality, numbers)) = rules.into_iter().find(|(holds, ..)| !holds) {
             return Err(UnsafeTiming { inequality, numbers });
         }
-        Ok(Self {
-            lease: c.lease,
-            fence: c.fence,
-            renew: c.renew,
-            retry: c.retry,
-            write_timeout: c.write_timeout,
-            stagger: c.stagger,
-            forget: c.forget,
-        })
+        Ok(Self::of(c))
     }
 }
