@@ -16,14 +16,17 @@
 //! | [`warnings`] | advice on a valid KSMScale |
 //! | [`forecast`] | the steps of a change before it is made |
 //! | [`source`] | YAML as people write it, with lines |
+//! | [`certificates`] | certificates as values: what fits, what verifies |
 //! | [`readiness`], [`telemetry`], [`server`] | what the process tells about itself |
 //! | [`controller`] | observe, plan, apply, publish |
+//! | [`webhook`] | the HTTPS server of the admission webhooks |
 //! | [`manifests`] | generated manifests |
 //! | [`cli`] | the command line |
 //!
-//! Up to [`source`] everything is pure: no I/O, no clock, no environment, no randomness.
+//! Up to [`certificates`] everything is pure: no I/O, no clock, no environment, no randomness.
 
 pub mod api;
+pub mod certificates;
 pub mod cli;
 pub mod controller;
 pub mod coverage;
@@ -41,3 +44,4 @@ pub mod status;
 pub mod telemetry;
 pub mod validate;
 pub mod warnings;
+pub mod webhook;

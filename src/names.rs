@@ -20,6 +20,27 @@ pub const METRICS_CLUSTER_ROLE: &str = "ksm-scale-operator-kube-state-metrics";
 /// The shipped ClusterRole with the rights the operator needs in every namespace it puts pods in.
 pub const WORKLOAD_CLUSTER_ROLE: &str = "ksm-scale-operator-workload";
 
+/// The Service in [`OPERATOR_NAMESPACE`] through which the API server reaches the webhook (O4).
+pub const WEBHOOK_SERVICE: &str = "ksm-scale-operator-webhook";
+
+/// Name of both webhook configurations.
+pub const WEBHOOK_CONFIGURATION: &str = "ksm-scale-operator";
+
+/// The mutating webhook in its configuration, and its path on the server (W1).
+pub const MUTATING_WEBHOOK: &str = "mutate.ksmscales.monitor.example.com";
+/// The validating webhook in its configuration.
+pub const VALIDATING_WEBHOOK: &str = "validate.ksmscales.monitor.example.com";
+/// Path of the mutating webhook (W1).
+pub const MUTATE_PATH: &str = "/mutate-monitor-example-com-v1alpha1-ksmscale";
+/// Path of the validating webhook (W1).
+pub const VALIDATE_PATH: &str = "/validate-monitor-example-com-v1alpha1-ksmscale";
+
+/// The Secret in [`OPERATOR_NAMESPACE`] with the operator's own CA (T2).
+pub const CA_SECRET: &str = "ksm-scale-operator-webhook-ca";
+
+/// Field manager of `caBundle` in the webhook configurations, and of nothing else (T2).
+pub const CA_BUNDLE_MANAGER: &str = "ksm-scale-operator-ca-bundle";
+
 /// Recommended label: the application's name. With [`LABEL_SCALE`] and our ownerReference it says
 /// which pods are ours (R29).
 pub const LABEL_NAME: &str = "app.kubernetes.io/name";

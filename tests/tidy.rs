@@ -15,22 +15,33 @@ const LAYERS: &[&[&str]] = &[
     &["api"],
     &["rules"],
     &["crd"],
-    &["validate", "coverage"],
+    &["validate", "coverage", "certificates"],
     &["observed"],
     &["plan"],
     &["status", "warnings", "forecast", "source"],
     &["readiness"],
     &["telemetry"],
     &["server"],
-    &["controller"],
+    &["controller", "webhook"],
     &["manifests"],
     &["cli"],
 ];
 
 /// Layers below this one never wait, read a clock or talk to a cluster.
 const PURE: &[&str] = &[
-    "names", "api", "rules", "crd", "validate", "coverage", "observed", "plan", "status",
-    "warnings", "forecast", "source",
+    "names",
+    "api",
+    "rules",
+    "crd",
+    "validate",
+    "coverage",
+    "observed",
+    "plan",
+    "status",
+    "warnings",
+    "forecast",
+    "source",
+    "certificates",
 ];
 
 fn root() -> &'static Path {

@@ -1,0 +1,5 @@
+//! The HTTPS server of the admission webhooks.
+
+pub mod serving;
+
+pub use serving::Serving;
