@@ -38,7 +38,10 @@ mod apply;
 pub mod backoff;
 mod observe;
 mod publish;
+mod view;
 pub mod watches;
+
+pub use view::View;
 
 /// Reconciles at a time. Each holds one connection to the API server; beyond a few they only wait
 /// for each other there.
@@ -136,15 +139,17 @@ pub struct Clients {
     pub watches: Client,
 }
 
-/// Runs the controller until `stop`, then finishes the reconciles that are under way.
-pub async fn run(
+/// The controller, which does nothing until it is polled, and what its watches know meanwhile.
+///
+/// It runs until `stop`, and then finishes the reconciles that are under way.
+pub fn controller(
     clients: Clients,
     settings: Settings,
     clock: fn() -> Timestamp,
     metrics: Metrics,
     readiness: &Readiness,
-    stop: CancellationToken,
-) {
+    stop: &CancellationToken,
+) -> (View, impl Future<Output = ()> + Send + use<>) {
     let Clients { calls, watches } = clients;
     let config = watcher::Config::default();
     let node_events =
@@ -156,13 +161,14 @@ pub async fn run(
     );
     let (pod_stream, pods) = watches::pods(watches.clone(), readiness.wait_for("the list of pods"));
     let budgets = watches::budgets(watches, readiness.wait_for("the list of PodDisruptionBudgets"));
+    let view = View { nodes: nodes.clone(), scales: scales.clone(), pods: pods.clone() };
     let context = Arc::new(Context {
         client: calls,
         settings,
         clock,
         nodes: nodes.clone(),
         scales: scales.clone(),
-        pods,
+        pods: pods.clone(),
         metrics,
         failures: Mutex::default(),
         reconciles: AtomicU64::new(0),
@@ -181,10 +187,13 @@ pub async fn run(
                 tracing::debug!(%error, "controller");
             }
         });
-    tokio::select! {
-        () = controller => {}
-        () = count => {}
-    }
+    let run = async {
+        tokio::select! {
+            () = controller => {}
+            () = count => {}
+        }
+    };
+    (view, run)
 }
 
 /// One reconcile, with everything around it: an id on every log line, its metrics, and a wall

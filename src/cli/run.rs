@@ -108,7 +108,9 @@ async fn run(args: Run) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, "started");
     #[expect(clippy::disallowed_methods, reason = "the one place where the clock is handed out")]
     let clock = Timestamp::now;
-    controller::run(clients, settings, clock, metrics, &readiness, stop).await;
+    let (_, controller) =
+        controller::controller(clients, settings, clock, metrics, &readiness, &stop);
+    controller.await;
     servers.cancel();
     health.await??;
     scrape.await??;
