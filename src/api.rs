@@ -71,6 +71,9 @@ pub struct KSMScaleSpec {
     #[serde(default = "default_namespace")]
     #[schemars(length(min = 1, max = 63), regex(pattern = DNS_LABEL_PATTERN))]
     pub namespace: String,
+    /// Refuse to delete the KSMScale while it has pods. Set it to false first.
+    #[serde(default)]
+    pub deletion_protection: bool,
     /// Requests and limits of each pod's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,

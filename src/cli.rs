@@ -5,6 +5,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::{io::Write as _, process::ExitCode};
 
+mod allowed;
 mod files;
 mod plan;
 mod run;

@@ -1,6 +1,7 @@
 //! The controller: observe, plan, apply, publish.
 
 use crate::{
+    allowed::Allowed,
     api::KSMScale,
     plan::{Settings, plan},
     readiness::Readiness,
@@ -55,6 +56,7 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 pub struct Context {
     client: Client,
     settings: Settings,
+    allowed: Allowed,
     clock: fn() -> Timestamp,
     nodes: watch::Receiver<Count>,
     scales: Store<PartialObjectMeta<KSMScale>>,
@@ -145,6 +147,7 @@ pub struct Clients {
 pub fn controller(
     clients: Clients,
     settings: Settings,
+    allowed: Allowed,
     clock: fn() -> Timestamp,
     metrics: Metrics,
     readiness: &Readiness,
@@ -165,6 +168,7 @@ pub fn controller(
     let context = Arc::new(Context {
         client: calls,
         settings,
+        allowed,
         clock,
         nodes: nodes.clone(),
         scales: scales.clone(),
@@ -239,7 +243,7 @@ async fn work(ctx: &Context, name: &str) -> Result<Action, Error> {
     let Some(stored) = observe::stored(ctx, name).await? else { return Ok(Action::await_change()) };
     let now = (ctx.clock)();
     let uid = stored.json["metadata"]["uid"].as_str().unwrap_or_default();
-    let scale = match validate(&stored.json) {
+    let scale = match ctx.allowed.check(validate(&stored.json)) {
         Ok(scale) => scale,
         Err(violations) => {
             let new = status::rejected(&stored.status, stored.generation, &violations, now);

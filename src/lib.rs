@@ -9,6 +9,7 @@
 //! | [`rules`] | rules over several fields, as CEL and as Rust |
 //! | [`crd`] | the CustomResourceDefinition: schema and rules |
 //! | [`validate`] | from a KSMScale as written to one that cannot be wrong |
+//! | [`allowed`] | which namespaces and images the administrator allows |
 //! | [`coverage`] | which objects a set of pods exposes, exactly |
 //! | [`observed`] | what was read from the cluster |
 //! | [`plan`] | from spec, observation and time to changes, as data |
@@ -25,6 +26,7 @@
 //!
 //! Up to [`certificates`] everything is pure: no I/O, no clock, no environment, no randomness.
 
+pub mod allowed;
 pub mod api;
 pub mod certificates;
 pub mod cli;

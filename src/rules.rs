@@ -17,6 +17,8 @@ pub enum Reason {
     FieldValueRequired,
     /// The value is none of the supported ones.
     FieldValueNotSupported,
+    /// The value is one that this cluster's administrator does not allow.
+    FieldValueForbidden,
     /// The value is longer than allowed.
     FieldValueTooLong,
     /// The value is of another JSON type.
@@ -33,6 +35,7 @@ impl Reason {
             Self::FieldValueInvalid => "FieldValueInvalid",
             Self::FieldValueRequired => "FieldValueRequired",
             Self::FieldValueNotSupported => "FieldValueNotSupported",
+            Self::FieldValueForbidden => "FieldValueForbidden",
             Self::FieldValueTooLong => "FieldValueTooLong",
             Self::FieldValueTypeInvalid => "FieldValueTypeInvalid",
             Self::UnknownField => "UnknownField",

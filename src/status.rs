@@ -10,7 +10,8 @@ use crate::{
     coverage::Slice,
     observed::{Life, Observed, ObservedPod},
     plan::{Change, Plan, Settings, scale::Efficiency},
-    validate::{Mode, Scale, Shards, Violations},
+    rules::Reason,
+    validate::{Mode, Scale, Shards, Violation, Violations},
 };
 use conditions::{Conditions, Fact, conditions_of};
 use jiff::Timestamp;
@@ -152,7 +153,8 @@ pub fn status(old: &KSMScaleStatus, inputs: &Inputs<'_>) -> KSMScaleStatus {
     status
 }
 
-/// The status of a KSMScale whose stored spec is not valid. Everything else stays as it was.
+/// The status of a KSMScale whose stored spec is not valid, or asks for what is not allowed.
+/// Everything else stays as it was.
 #[must_use]
 pub fn rejected(
     old: &KSMScaleStatus,
@@ -161,9 +163,15 @@ pub fn rejected(
     now: Timestamp,
 ) -> KSMScaleStatus {
     let mut conditions = Conditions::new(old, generation, now).keeping_the_rest();
-    let message = format!("the spec is not valid, and its pods are left as they are: {violations}");
-    conditions.set(Fact::new("Degraded", true, "InvalidSpec", message.clone()));
-    conditions.set(Fact::new("Progressing", false, "InvalidSpec", message));
+    let forbidden = |violation: &Violation| violation.reason == Reason::FieldValueForbidden;
+    let (reason, what) = if violations.0.iter().all(forbidden) {
+        ("NotAllowed", "asks for what is not allowed")
+    } else {
+        ("InvalidSpec", "is not valid")
+    };
+    let message = format!("the spec {what}, and its pods are left as they are: {violations}");
+    conditions.set(Fact::new("Degraded", true, reason, message.clone()));
+    conditions.set(Fact::new("Progressing", false, reason, message));
     let mut status = KSMScaleStatus {
         observed_generation: Some(generation),
         conditions: conditions.done(),

@@ -89,7 +89,12 @@ fn o2_what_cannot_be_planned_is_refused_with_the_cause() {
 
 #[test]
 fn o2_validate_tells_each_fault_with_its_line_and_by_its_exit_code() {
-    let (code, stdout, stderr) = run(&["validate", "-f", "examples/demo/mistakes.yaml", "crds"]);
+    let (code, stdout, stderr) = run(&[
+        "validate",
+        "-f",
+        "examples/demo/mistakes.yaml",
+        "crds/ksmscales.monitor.example.com.yaml",
+    ]);
     assert_eq!(code, Some(1));
     golden("tests/golden/validate-mistakes.txt", &stdout);
     assert_eq!(stderr, "1 KSMScales checked: 3 errors, 0 warnings; 1 other objects skipped\n");

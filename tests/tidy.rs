@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["rules"],
     &["crd"],
     &["validate", "coverage", "certificates"],
-    &["observed"],
+    &["observed", "allowed"],
     &["plan"],
     &["status", "warnings", "forecast", "source"],
     &["readiness"],

@@ -1,5 +1,6 @@
 //! `run`: the operator's process.
 
+use super::allowed::AllowedArgs;
 use crate::{
     controller::{self, Clients},
     plan::Settings,
@@ -54,6 +55,8 @@ pub(super) struct Run {
     /// Make the pods' ServiceAccount and its ClusterRoleBinding. If false, they have to exist.
     #[arg(long, env = "KSM_MANAGE_SERVICE_ACCOUNT", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     manage_service_account: bool,
+    #[command(flatten)]
+    allowed: AllowedArgs,
     /// How log lines look.
     #[arg(long, env = "KSM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -87,6 +90,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
         manage_access: args.manage_service_account,
         progress_deadline: args.progress_deadline,
     };
+    let allowed = args.allowed.allowed();
     let (metrics, readiness) = (Metrics::default(), Readiness::default());
     let health = args
         .health_probe_bind_address
@@ -109,7 +113,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
     #[expect(clippy::disallowed_methods, reason = "the one place where the clock is handed out")]
     let clock = Timestamp::now;
     let (_, controller) =
-        controller::controller(clients, settings, clock, metrics, &readiness, &stop);
+        controller::controller(clients, settings, allowed, clock, metrics, &readiness, &stop);
     controller.await;
     servers.cancel();
     health.await??;

@@ -1,6 +1,6 @@
 //! `validate`: the verdict of the API server, offline (O2).
 
-use super::{files, print};
+use super::{allowed::AllowedArgs, files, print};
 use crate::{
     validate::validate,
     warnings::{Surroundings, warnings},
@@ -26,6 +26,8 @@ pub(super) struct Validate {
     /// Fail on a warning too.
     #[arg(long)]
     warnings_as_errors: bool,
+    #[command(flatten)]
+    allowed: AllowedArgs,
     /// How to write what was found.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -79,6 +81,7 @@ impl Validate {
     fn judge(&self, scales: &[files::Written]) -> Vec<Finding> {
         let names: Vec<_> = scales.iter().map(|scale| scale.name().to_owned()).collect();
         let around = Surroundings { nodes: self.nodes, others: &names };
+        let allowed = self.allowed.allowed();
         let mut findings = Vec::new();
         for scale in scales {
             let mut add = |severity, rule, field: &str, message| {
@@ -92,7 +95,7 @@ impl Validate {
                     message,
                 });
             };
-            match validate(&scale.document.json) {
+            match allowed.check(validate(&scale.document.json)) {
                 Ok(valid) => warnings(&valid, around)
                     .into_iter()
                     .for_each(|w| add("warning", w.id, w.field, w.message)),

@@ -110,3 +110,37 @@ async fn degraded_status(cluster: &Cluster, name: &str) -> String {
         Err(error) => panic!("{error}: {:#?}", api.get(name).await.map(|o| o.data)),
     }
 }
+
+/// What the webhook refuses may be stored all the same: it was off, or the flags were others.
+#[tokio::test]
+async fn w5_what_is_not_allowed_is_not_done_and_told_with_the_flag_that_allows_it() {
+    let cluster = Cluster::start(30).await;
+    cluster.allow_namespace("elsewhere").await;
+    let flags = ["--allowed-namespaces", "monitoring", "--allowed-images", "k/s,ghcr.io/mine/*"];
+    let operator = cluster.operator_with(&flags).await;
+    cluster.apply("x", json!({"monitorImage": "k/s:v1"})).await;
+    cluster.until_settled("x").await;
+    let before = cluster.pod_names("monitoring").await;
+
+    let degraded = |wanted: &'static str| {
+        move |status: &ksm_scale_operator::api::KSMScaleStatus| {
+            let (degraded, reason, message) = condition(status, "Degraded");
+            degraded == "True" && reason == "NotAllowed" && message.contains(wanted)
+        }
+    };
+    let both = json!({"monitorImage": "evil.example.com/x:v1", "namespace": "elsewhere"});
+    cluster.apply("x", both).await;
+    let status = cluster.until("it is told", "x", degraded("--allowed-namespaces")).await;
+    assert!(degraded("--allowed-images")(&status), "{:?}", condition(&status, "Degraded"));
+    let reasons: Vec<_> = cluster.events("x").await.into_iter().map(|(reason, _)| reason).collect();
+    assert!(reasons.iter().any(|reason| reason == "NotAllowed"), "{reasons:?}");
+    // Nothing there, and nothing lost here.
+    assert_eq!(cluster.pod_names("elsewhere").await, [""; 0]);
+    assert_eq!(cluster.pod_names("monitoring").await, before);
+
+    // Another administrator, another verdict.
+    assert!(operator.terminate().await.success());
+    let _operator = cluster.operator_with(&["--allowed-namespaces", "monitoring,else*"]).await;
+    cluster.until_settled("x").await;
+    assert_eq!(cluster.pod_names("elsewhere").await.len(), 2);
+}

@@ -30,6 +30,12 @@ impl Operator {
         if !args.contains(&"--settle-time") {
             all.extend(["--settle-time", "0s"]);
         }
+        // Most tests are not about what an administrator allows.
+        for flag in ["--allowed-namespaces", "--allowed-images"] {
+            if !args.contains(&flag) {
+                all.extend([flag, "*"]);
+            }
+        }
         all.extend(args);
         let env = [("KUBECONFIG", kubeconfig)];
         let process =
