@@ -1,5 +1,6 @@
 //! One control plane: its processes, its files and the ways to talk to it.
 
+mod cert_manager;
 mod components;
 mod kubeconfig;
 mod nodes;

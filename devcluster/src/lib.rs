@@ -3,11 +3,12 @@
 //! - [`ControlPlane`]: etcd and kube-apiserver in seconds, with the controllers, the scheduler and
 //!   [kwok](https://kwok.sigs.k8s.io) where a test needs them ([`Level`]).
 //! - [`Kubelet`]: brings pods to life on a control plane without a scheduler and nodes.
+//! - [`SecretVolume`]: a directory in which a Secret is mounted, as the kubelet keeps it.
 //! - [`FaultProxy`]: stands between a client and the API server, and fails requests on demand.
 //! - [`Process`]: a child process that cannot outlive its parent.
 //! - [`eventually`]: waiting for a condition with a deadline.
 //! - [`probe`]: asking a process how it is.
-//! - [`tools`]: the six binaries, built once from pinned Go modules.
+//! - [`tools`]: the seven binaries, built once from pinned Go modules.
 //!
 //! The crate works from a checkout only: it builds the modules in its own `go` folder.
 
@@ -19,10 +20,12 @@ pub mod probe;
 pub mod process;
 mod scratch;
 pub mod tools;
+pub mod volume;
 mod wait;
 
 pub use control_plane::{ControlPlane, Level};
 pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
 pub use kubelet::{Fate, Kubelet, Policy};
 pub use process::{Process, Signal};
+pub use volume::SecretVolume;
 pub use wait::eventually;

@@ -1,11 +1,12 @@
 //! The binaries a control plane needs, built once from pinned Go modules.
 //!
-//! Each folder in this crate's `go` directory is a module without code of its own: `go.mod` names
-//! the tools, `go.sum` pins every byte. The result goes to the user's cache directory under a name
-//! derived from these pins, so a second checkout with the same pins finds it there.
+//! Each folder in this crate's `go` directory is a module: `go.mod` names the tools, `go.sum` pins
+//! every byte. Only cert-manager has code of its own, a main function, since its commands are not
+//! published. The result goes to the user's cache directory under a name derived from these files,
+//! so a second checkout with the same ones finds it there.
 //!
-//! Where `DEVCLUSTER_BIN_DIR` names a folder with ready binaries (and `kwok-stages/*.yaml`),
-//! nothing is built.
+//! Where `DEVCLUSTER_BIN_DIR` names a folder with ready binaries (and `kwok-stages/*.yaml`,
+//! `cert-manager-crds/*.yaml`), nothing is built.
 
 mod build;
 
@@ -19,6 +20,9 @@ const BIN_DIR: &str = "DEVCLUSTER_BIN_DIR";
 
 /// The folder of kwok's rules, beside its binary.
 const STAGES: &str = "kwok-stages";
+
+/// The folder of cert-manager's CustomResourceDefinitions, beside its binary.
+const CRDS: &str = "cert-manager-crds";
 
 /// One of the binaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +39,9 @@ pub enum Tool {
     Kubectl,
     /// Plays the machines: nodes become and stay Ready, their pods run.
     Kwok,
+    /// cert-manager's controllers and its cainjector in one process, with the issuers SelfSigned
+    /// and CA.
+    CertManager,
 }
 
 impl Tool {
@@ -47,6 +54,7 @@ impl Tool {
             Self::KubeScheduler => "kube-scheduler",
             Self::Kubectl => "kubectl",
             Self::Kwok => "kwok",
+            Self::CertManager => "cert-manager",
         }
     }
 
@@ -54,6 +62,7 @@ impl Tool {
         match self {
             Self::Etcd => Module::Etcd,
             Self::Kwok => Module::Kwok,
+            Self::CertManager => Module::CertManager,
             Self::KubeApiserver
             | Self::KubeControllerManager
             | Self::KubeScheduler
@@ -68,16 +77,20 @@ enum Module {
     Etcd,
     Kubernetes,
     Kwok,
+    CertManager,
 }
 
 impl Module {
-    const ALL: [Self; 3] = [Self::Etcd, Self::Kubernetes, Self::Kwok];
+    /// cert-manager comes after kubernetes: with the packages that they share it takes a quarter of
+    /// the time.
+    const ALL: [Self; 4] = [Self::Etcd, Self::Kubernetes, Self::Kwok, Self::CertManager];
 
     fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::Kubernetes => "kubernetes",
             Self::Kwok => "kwok",
+            Self::CertManager => "cert-manager",
         }
     }
 
@@ -87,6 +100,7 @@ impl Module {
             Self::Etcd => "1 minute",
             Self::Kubernetes => "6 to 8 minutes",
             Self::Kwok => "1 to 3 minutes",
+            Self::CertManager => "2 minutes",
         }
     }
 
@@ -100,6 +114,7 @@ impl Module {
                 Tool::Kubectl,
             ],
             Self::Kwok => &[Tool::Kwok],
+            Self::CertManager => &[Tool::CertManager],
         }
     }
 
@@ -117,15 +132,25 @@ pub fn path(tool: Tool) -> Result<PathBuf> {
 
 /// The files with kwok's rules for nodes and pods; builds as [`path`] does.
 pub fn kwok_stages() -> Result<Vec<PathBuf>> {
-    let folder = folder(Module::Kwok)?.join(STAGES);
+    yaml_files(Module::Kwok, STAGES)
+}
+
+/// The files with the CustomResourceDefinitions that cert-manager needs; builds as [`path`] does.
+pub fn cert_manager_crds() -> Result<Vec<PathBuf>> {
+    yaml_files(Module::CertManager, CRDS)
+}
+
+fn yaml_files(module: Module, folder_name: &str) -> Result<Vec<PathBuf>> {
+    let name = module.name();
+    let folder = folder(module)?.join(folder_name);
     let entries = fs::read_dir(&folder)
-        .with_context(|| format!("kwok needs its stage files in {}", folder.display()))?;
+        .with_context(|| format!("{name} needs its YAML files in {}", folder.display()))?;
     let mut files = entries
         .map(|entry| Ok(entry?.path()))
         .filter(|path| path.as_ref().map_or(true, |path| path.extension() == Some("yaml".as_ref())))
         .collect::<Result<Vec<_>>>()?;
     if files.is_empty() {
-        bail!("kwok needs its stage files in {}: there is none", folder.display());
+        bail!("{name} needs its YAML files in {}: there is none", folder.display());
     }
     files.sort();
     Ok(files)
@@ -140,6 +165,7 @@ pub fn build_all() -> Result<Vec<(Tool, PathBuf)>> {
         }
     }
     kwok_stages()?;
+    cert_manager_crds()?;
     Ok(built)
 }
 

@@ -124,6 +124,11 @@ pub(super) fn kwok(layout: &Layout, program: &Path) -> Result<Process> {
     layout.spawn("kwok", program, &args)
 }
 
+pub(super) fn cert_manager(layout: &Layout, program: &Path) -> Result<Process> {
+    let args = [format!("-kubeconfig={}", layout.kubeconfig.display())];
+    layout.spawn("cert-manager", program, &args)
+}
+
 /// Flags the controller-manager and the scheduler share. Nobody asks them anything: no port.
 fn controller(layout: &Layout) -> Vec<String> {
     let kubeconfig = layout.kubeconfig.display();

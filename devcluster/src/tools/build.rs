@@ -10,18 +10,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Module, STAGES, cache_dir};
+use super::{CRDS, Module, STAGES, cache_dir};
 use crate::process::Process;
 
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// Where kwok's module keeps the rules that make nodes Ready and pods run, end and go.
-const STAGE_FILES: [&str; 5] = [
-    "node/fast/node-initialize.yaml",
-    "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
-    "pod/fast/pod-ready.yaml",
-    "pod/fast/pod-complete.yaml",
-    "pod/fast/pod-delete.yaml",
+const STAGE_FILES: &[&str] = &[
+    "kustomize/stage/node/fast/node-initialize.yaml",
+    "kustomize/stage/node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
+    "kustomize/stage/pod/fast/pod-ready.yaml",
+    "kustomize/stage/pod/fast/pod-complete.yaml",
+    "kustomize/stage/pod/fast/pod-delete.yaml",
+];
+
+/// Where cert-manager's module keeps the CustomResourceDefinitions of what is built of it. Its
+/// controllers watch ClusterIssuers too, and wait for that watch.
+const CRD_FILES: &[&str] = &[
+    "deploy/crds/cert-manager.io_certificaterequests.yaml",
+    "deploy/crds/cert-manager.io_certificates.yaml",
+    "deploy/crds/cert-manager.io_clusterissuers.yaml",
+    "deploy/crds/cert-manager.io_issuers.yaml",
 ];
 
 /// What [`ensure`] found before, by module: asking Go takes a tenth of a second.
@@ -84,8 +93,13 @@ fn build(module: Module, ldflags: &str, cache: &Path, folder: &Path) -> Result<(
     if module == Module::Etcd && server.is_file() {
         fs::rename(server, partial.0.join("etcd"))?;
     }
-    if module == Module::Kwok {
-        copy_stages(module, &partial.0.join(STAGES))?;
+    match module {
+        Module::Kwok => copy(module, "sigs.k8s.io/kwok", STAGE_FILES, &partial.0.join(STAGES))?,
+        Module::CertManager => {
+            let from = "github.com/cert-manager/cert-manager";
+            copy(module, from, CRD_FILES, &partial.0.join(CRDS))?;
+        }
+        Module::Etcd | Module::Kubernetes => {}
     }
     fs::rename(&partial.0, folder)
         .with_context(|| format!("cannot move the build to {}", folder.display()))?;
@@ -95,9 +109,10 @@ fn build(module: Module, ldflags: &str, cache: &Path, folder: &Path) -> Result<(
 
 fn install(module: Module, ldflags: &str, out: &Path, log: &Path, start: Instant) -> Result<()> {
     let source = module.source();
+    let packages = if module == Module::CertManager { "." } else { "tool" };
     let args = ["-C".as_ref(), source.as_os_str()]
         .into_iter()
-        .chain(["install", "-trimpath", "-ldflags", ldflags, "tool"].map(str::as_ref));
+        .chain(["install", "-trimpath", "-ldflags", ldflags, packages].map(str::as_ref));
     let env = environment().into_iter().chain([("GOBIN", out.as_os_str())]);
     let mut go = Process::spawn("go install", "go", args, env, log)?;
     let status = loop {
@@ -118,13 +133,13 @@ fn install(module: Module, ldflags: &str, out: &Path, log: &Path, start: Instant
     Ok(())
 }
 
-fn copy_stages(module: Module, to: &Path) -> Result<()> {
-    let args = ["list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kwok"];
-    let stages = PathBuf::from(go(module, &args)?.trim()).join("kustomize/stage");
+/// Copies files of a Go module that `module` depends on into a new folder.
+fn copy(module: Module, dependency: &str, files: &[&str], to: &Path) -> Result<()> {
+    let dir = go(module, &["list", "-m", "-f", "{{.Dir}}", dependency])?;
     fs::create_dir_all(to)?;
-    for file in STAGE_FILES {
-        let from = stages.join(file);
-        let name = from.file_name().context("a stage file has a name")?;
+    for file in files {
+        let from = Path::new(dir.trim()).join(file);
+        let name = from.file_name().context("a file has a name")?;
         // Read and written, not copied: files in the module cache are read-only.
         let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
         fs::write(to.join(name), text)?;
@@ -154,11 +169,14 @@ fn ldflags(module: Module) -> Result<String> {
     ))
 }
 
-/// What a build depends on, as a name. Not a secure hash: it tells pins apart, no more.
+/// What a build depends on, as a name. Not a secure hash: it tells contents apart, no more.
 fn key(module: Module, ldflags: &str) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     for file in ["go.mod", "go.sum"] {
         read(&module.source().join(file))?.hash(&mut hasher);
+    }
+    if module == Module::CertManager {
+        read(&module.source().join("main.go"))?.hash(&mut hasher);
     }
     ldflags.hash(&mut hasher);
     go(module, &["env", "GOVERSION", "GOOS", "GOARCH"])?.hash(&mut hasher);
