@@ -2,5 +2,7 @@
 //! of CAs verifies it. Nothing here reads a file, a clock or a cluster.
 
 pub mod pair;
+pub mod reload;
+pub mod trust;
 
 pub use pair::{Pair, PairError};
