@@ -19,6 +19,10 @@ use k8s_openapi::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+mod certs;
+
+pub use certs::certs;
+
 /// A generated file.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -120,7 +124,7 @@ const METRICS_RIGHTS: &[Rights] = &[
     ("storage.k8s.io", &["storageclasses", "volumeattachments"], &[], LIST_WATCH),
 ];
 
-/// Every generated manifest.
+/// Every generated manifest but [`certs`].
 ///
 /// # Errors
 /// Never on a build that passes the tests: the objects are constant.

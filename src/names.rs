@@ -38,6 +38,16 @@ pub const VALIDATE_PATH: &str = "/validate-monitor-example-com-v1alpha1-ksmscale
 /// The Secret in [`OPERATOR_NAMESPACE`] with the operator's own CA (T2).
 pub const CA_SECRET: &str = "ksm-scale-operator-webhook-ca";
 
+/// The Certificate in [`OPERATOR_NAMESPACE`] that cert-manager issues for the webhook, and the
+/// Issuer that signs it (T1). The webhook configurations name it in `inject-ca-from`.
+pub const WEBHOOK_CERTIFICATE: &str = "ksm-scale-operator-webhook";
+/// The Secret of [`WEBHOOK_CERTIFICATE`], which the operator's pods mount.
+pub const WEBHOOK_CERTIFICATE_SECRET: &str = "ksm-scale-operator-webhook-tls";
+
+/// The CA that cert-manager keeps for the webhook: its Certificate and its Secret. Another one than
+/// [`CA_SECRET`], so that either way of keeping certificates can follow the other.
+pub const CERT_MANAGER_CA: &str = "ksm-scale-operator-cert-manager-ca";
+
 /// Field manager of `caBundle` in the webhook configurations, and of nothing else (T2).
 pub const CA_BUNDLE_MANAGER: &str = "ksm-scale-operator-ca-bundle";
 
@@ -73,6 +83,12 @@ pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/saf
 
 /// Longest name of a KSMScale: it becomes a label value (R12, RFC 1123 label length).
 pub const MAX_NAME_LENGTH: usize = 63;
+
+/// The name that the API server verifies the webhook's certificate for.
+#[must_use]
+pub fn webhook_server_name() -> String {
+    format!("{WEBHOOK_SERVICE}.{OPERATOR_NAMESPACE}.svc")
+}
 
 /// Name of the PodDisruptionBudget of a sharded KSMScale (R37).
 #[must_use]

@@ -19,8 +19,9 @@ fn golden(path: &str, text: &str) {
 }
 
 #[test]
-fn r11_o4_committed_manifests_are_as_generated() {
-    for manifest in manifests::all().expect("manifests can be generated") {
+fn r11_o4_t1_committed_manifests_are_as_generated() {
+    let all = manifests::all().expect("manifests can be generated");
+    for manifest in all.into_iter().chain(manifests::certs().expect("manifests too")) {
         golden(manifest.path, &manifest.text);
     }
 }

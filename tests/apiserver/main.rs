@@ -5,6 +5,7 @@
 #![allow(clippy::panic, reason = "helpers of tests fail as tests do")]
 #![allow(unreachable_pub, reason = "modules of one test binary, with the visibility of a library")]
 
+mod cert_manager;
 mod changes;
 mod corpus;
 mod faults;
