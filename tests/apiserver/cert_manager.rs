@@ -163,6 +163,20 @@ impl Replica {
         self.until_ready().await;
     }
 
+    /// What a client in Go says, which verifies as the API server does: with the live bundle of the
+    /// validating webhook.
+    async fn told_by_go(&self) -> String {
+        let api: Api<ValidatingWebhookConfiguration> = Api::all(self.cluster.client.clone());
+        let configuration = api.get(WEBHOOK_CONFIGURATION).await.expect("a configuration");
+        let bundle = self.cluster.plane.dir().join("bundle.pem");
+        std::fs::write(&bundle, &configuration.webhooks()[0].bundle).expect("written");
+        let mut kubectl = self.cluster.plane.kubectl();
+        kubectl.args(["get", "--raw", "/", "--server", &format!("https://{}", self.address)]);
+        kubectl.args(["--tls-server-name", &webhook_server_name(), "--certificate-authority"]);
+        let output = kubectl.arg(bundle).output().await.expect("kubectl runs");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     async fn until_calls(&self, caller: &Caller, more: usize) {
         let wanted = caller.calls.load(Ordering::SeqCst) + more;
         self.until("more calls", async || {
@@ -319,6 +333,8 @@ async fn t1_w7_no_call_fails_while_cert_manager_renews_leaf_and_ca_and_the_kubel
     replica.until_bundles_are(&[&first, &second, &third]).await;
     replica.mount_late(&caller).await;
     assert_eq!(caller.failures(), [""; 0]);
+    let told = replica.told_by_go().await;
+    assert!(told.contains("EOF"), "the handshake is all there is: {told}");
 
     w7_the_replica_is_ready_only_while_every_live_bundle_verifies_what_it_serves(&replica).await;
     assert_ne!(caller.failures(), [""; 0], "the caller notices what the replica notices");
@@ -343,6 +359,8 @@ async fn w7_the_replica_is_ready_only_while_every_live_bundle_verifies_what_it_s
             (text.contains(&cause) && text.contains("see the cainjector")).then_some(())
         })
         .await;
+    let told = replica.told_by_go().await;
+    assert!(told.contains("x509: certificate signed by unknown authority"), "{told}");
     let ours = [&*format!("cert-manager.io/inject-ca-from=monitoring/{WEBHOOK_CERTIFICATE}")];
     replica.kubectl(&[&annotate[..], &ours].concat()).await;
     replica.until_ready().await;
