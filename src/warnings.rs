@@ -22,8 +22,10 @@ const SOUND_RELEASE: (u32, u32) = (2, 20);
 pub struct Surroundings<'a> {
     /// Its nodes, if their number is known.
     pub nodes: Option<u32>,
-    /// Names of its other KSMScales.
-    pub others: &'a [String],
+    /// How many other KSMScales it has.
+    pub others: usize,
+    /// The name of one of these.
+    pub other: Option<&'a str>,
 }
 
 /// One piece of advice. Short, one line, the cause first.
@@ -74,12 +76,12 @@ fn duplicate_metrics(scale: &Scale, around: Surroundings<'_>) -> Option<Warning>
     Some(warn("duplicate-metrics", "spec.sharding", message))
 }
 
-fn overlap(scale: &Scale, around: Surroundings<'_>) -> Option<Warning> {
-    let others: Vec<_> = around.others.iter().filter(|other| **other != scale.name).collect();
-    let first = others.first()?;
-    let message = match others.len() {
-        1 => format!("KSMScale {first} exports the same objects; keep one of the two"),
-        n => format!("KSMScales {first} and {} more export the same objects; keep one", n - 1),
+fn overlap(_: &Scale, around: Surroundings<'_>) -> Option<Warning> {
+    let other = around.other?;
+    let message = match around.others {
+        0 => return None,
+        1 => format!("KSMScale {other} exports the same objects; keep one of the two"),
+        n => format!("KSMScales {other} and {} more export the same objects; keep one", n - 1),
     };
     Some(warn("scope-overlap", "metadata.name", message))
 }
@@ -136,7 +138,7 @@ mod tests {
     #[test]
     fn r12_w4_each_rule_warns_and_each_can_be_satisfied() {
         let bare = Surroundings::default();
-        let nodes = |n| Surroundings { nodes: Some(n), others: &[] };
+        let nodes = |n| Surroundings { nodes: Some(n), ..bare };
         let old = json!({"sharding": {"enabled": true, "shardCount": 3}});
         let mut new = old.clone();
         new["monitorImage"] =
@@ -152,12 +154,10 @@ mod tests {
         assert_eq!(ids("x", &blocked, bare), ["drains-blocked"]);
         blocked["sharding"]["distribution"]["enablePDB"] = json!(false);
         assert_eq!(ids("x", &blocked, bare), [""; 0]);
-        let others = ["x".to_owned(), "y".to_owned(), "z".to_owned()];
-        assert_eq!(ids("x", &new, Surroundings { nodes: None, others: &others[..1] }), [""; 0]);
-        assert_eq!(
-            ids("x", &new, Surroundings { nodes: None, others: &others }),
-            ["scope-overlap"]
-        );
+        for others in [1, 2] {
+            let around = Surroundings { others, other: Some("y"), ..bare };
+            assert_eq!(ids("x", &new, around), ["scope-overlap"]);
+        }
         assert_eq!(ids(&"x".repeat(40), &new, bare), [""; 0]);
         assert_eq!(ids(&"x".repeat(41), &new, bare), ["long-name"]);
     }

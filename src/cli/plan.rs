@@ -145,7 +145,7 @@ fn scale_in(path: &Path) -> anyhow::Result<Valid<Scale>> {
 
 fn entry(scale: &Valid<Scale>, from: Option<&Valid<Scale>>, nodes: u32) -> Entry {
     let pods = at_rest(scale, nodes);
-    let around = Surroundings { nodes: Some(nodes), others: &[] };
+    let around = Surroundings { nodes: Some(nodes), ..Surroundings::default() };
     Entry {
         nodes,
         desired_replicas: pods.len(),

@@ -80,10 +80,15 @@ impl Validate {
 
     fn judge(&self, scales: &[files::Written]) -> Vec<Finding> {
         let names: Vec<_> = scales.iter().map(|scale| scale.name().to_owned()).collect();
-        let around = Surroundings { nodes: self.nodes, others: &names };
         let allowed = self.allowed.allowed();
         let mut findings = Vec::new();
         for scale in scales {
+            let others = || names.iter().filter(|name| **name != scale.name());
+            let around = Surroundings {
+                nodes: self.nodes,
+                others: others().count(),
+                other: others().next().map(String::as_str),
+            };
             let mut add = |severity, rule, field: &str, message| {
                 findings.push(Finding {
                     severity,
