@@ -119,7 +119,15 @@ pub struct Shards {
 /// All violations, in the order of the schema and then of [`RULES`]. As in the API server, the
 /// rules are not asked where a field is missing or of another type, since they could not answer.
 pub fn validate(object: &Value) -> Result<Valid<Scale>, Violations> {
-    let object = defaulted(object);
+    validate_owned(object.clone())
+}
+
+/// [`validate`], of an object that nobody else needs.
+///
+/// # Errors
+/// As [`validate`].
+pub fn validate_owned(mut object: Value) -> Result<Valid<Scale>, Violations> {
+    schema::prune_nulls_and_default(&mut object, crd::schema());
     let mut found = Vec::new();
     schema::check(&object, crd::schema(), "", &mut found);
     check_name(&object, &mut found);

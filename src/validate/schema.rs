@@ -3,12 +3,31 @@
 //! (<https://github.com/kubernetes/kube-openapi/tree/master/pkg/validation>).
 
 use super::Violation;
-use crate::rules::Reason;
+use crate::{crd, rules::Reason};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaProps, JSONSchemaPropsOrBool,
 };
 use regex::Regex;
 use serde_json::Value;
+use std::{collections::BTreeMap, sync::LazyLock};
+
+/// The patterns of the CRD's schema. To compile one takes longer than all other checks together.
+static PATTERNS: LazyLock<BTreeMap<&str, Regex>> = LazyLock::new(|| {
+    let mut patterns = BTreeMap::new();
+    compile(crd::schema(), &mut patterns);
+    patterns
+});
+
+fn compile(schema: &'static JSONSchemaProps, patterns: &mut BTreeMap<&str, Regex>) {
+    if let Some(pattern) = schema.pattern.as_deref()
+        && let Ok(regex) = Regex::new(pattern)
+    {
+        patterns.insert(pattern, regex);
+    }
+    for schema in schema.properties.iter().flat_map(BTreeMap::values) {
+        compile(schema, patterns);
+    }
+}
 
 /// Removes nulls (no field of ours is nullable), sets defaults and writes whole numbers as such,
 /// as the API server does when it decodes and stores an object.
@@ -137,7 +156,7 @@ fn check_text(
     add: &mut impl FnMut(Reason, String),
 ) {
     let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
-    let matches = |pattern: &String| Regex::new(pattern).is_ok_and(|regex| regex.is_match(text));
+    let matches = |pattern: &str| PATTERNS.get(pattern).is_some_and(|regex| regex.is_match(text));
     // As in the API server, the first violation of a text is the only one.
     if let Some(max) = schema.max_length.filter(|max| length > *max) {
         add(Reason::FieldValueTooLong, format!("Too long: may not be more than {max} bytes"));
@@ -146,7 +165,7 @@ fn check_text(
             Reason::FieldValueInvalid,
             format!("Invalid value: {text:?}: {path} in body should be at least {min} chars long"),
         );
-    } else if let Some(pattern) = schema.pattern.as_ref().filter(|pattern| !matches(pattern)) {
+    } else if let Some(pattern) = schema.pattern.as_deref().filter(|pattern| !matches(pattern)) {
         add(
             Reason::FieldValueInvalid,
             format!("Invalid value: {text:?}: {path} in body should match '{pattern}'"),
