@@ -15,6 +15,7 @@
 //! | [`plan`] | from spec, observation and time to changes, as data |
 //! | [`status`] | what is told about it: status, conditions, Events |
 //! | [`warnings`] | advice on a valid KSMScale |
+//! | [`admission`] | from the bytes of an admission review to those of its answer |
 //! | [`forecast`] | the steps of a change before it is made |
 //! | [`source`] | YAML as people write it, with lines |
 //! | [`certificates`] | certificates as values: what fits, what verifies |
@@ -26,6 +27,7 @@
 //!
 //! Up to [`certificates`] everything is pure: no I/O, no clock, no environment, no randomness.
 
+pub mod admission;
 pub mod allowed;
 pub mod api;
 pub mod certificates;

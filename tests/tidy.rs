@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["observed", "allowed"],
     &["plan"],
     &["status", "warnings", "forecast", "source"],
-    &["readiness"],
+    &["admission", "readiness"],
     &["telemetry"],
     &["server"],
     &["controller", "webhook"],
@@ -39,6 +39,7 @@ const PURE: &[&str] = &[
     "plan",
     "status",
     "warnings",
+    "admission",
     "forecast",
     "source",
     "certificates",
@@ -171,8 +172,8 @@ const REQUIREMENTS: &[&str] = &[
     "r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8", "r9", "r10", "r11", "r12", "r14", "r15", "r16",
     "r17", "r18", "r20", "r21", "r22", "r23", "r25", "r26", "r27", "r28", "r29", "r30", "r31",
     "r32", "r34", "r35", "r36", "r37", "r38", "r39", "r40", "r42", "r43", "r44", "r45", "r46",
-    "r47", "r49", "r63", "r64", "r70", "r71", "r72", "r75", "r84", "w7", "t1", "o1", "o4", "o5",
-    "o7", "o9",
+    "r47", "r49", "r63", "r64", "r68", "r70", "r71", "r72", "r75", "r84", "w1", "w2", "w3", "w4",
+    "w5", "w6", "w7", "t1", "o1", "o4", "o5", "o7", "o9",
 ];
 
 #[test]
