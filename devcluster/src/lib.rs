@@ -5,6 +5,7 @@
 //! - [`Kubelet`]: brings pods to life on a control plane without a scheduler and nodes.
 //! - [`SecretVolume`]: a directory in which a Secret is mounted, as the kubelet keeps it.
 //! - [`FaultProxy`]: stands between a client and the API server, and fails requests on demand.
+//! - [`Balancer`]: one address in front of several servers, as blind as kube-proxy.
 //! - [`Process`]: a child process that cannot outlive its parent.
 //! - [`eventually`]: waiting for a condition with a deadline.
 //! - [`probe`]: asking a process how it is.
@@ -12,6 +13,7 @@
 //!
 //! The crate works from a checkout only: it builds the modules in its own `go` folder.
 
+pub mod balancer;
 pub mod control_plane;
 pub mod fault_proxy;
 pub mod instance;
@@ -23,6 +25,7 @@ pub mod tools;
 pub mod volume;
 mod wait;
 
+pub use balancer::Balancer;
 pub use control_plane::{ControlPlane, Level};
 pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
 pub use kubelet::{Fate, Kubelet, Policy};
