@@ -10,6 +10,7 @@ mod files;
 mod plan;
 mod run;
 mod validate;
+pub mod webhook;
 
 /// Scales kube-state-metrics with the cluster, without one missing series.
 #[derive(Debug, Parser)]

@@ -10,8 +10,11 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
+
+/// Connections that wait to be accepted. The system may have a smaller bound.
+const QUEUE: u32 = 4096;
 
 /// An address to listen on: `127.0.0.1:8080`, or `:8080` for every address of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,22 +39,27 @@ impl FromStr for BindAddress {
 }
 
 impl BindAddress {
-    /// Starts to listen.
+    /// Starts to listen. To be called on the runtime that is to accept.
     ///
     /// # Errors
     /// If the port is taken or the address is not this host's.
-    pub async fn bind(self) -> std::io::Result<TcpListener> {
+    pub fn bind(self) -> std::io::Result<TcpListener> {
         match self {
-            Self::Exact(address) => TcpListener::bind(address).await,
-            Self::AnyHost(port) => {
-                // A host without IPv6 refuses the first.
-                match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-                    Ok(listener) => Ok(listener),
-                    Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
-                }
-            }
+            Self::Exact(address) => listen(address),
+            // A host without IPv6 refuses the first.
+            Self::AnyHost(port) => listen((Ipv6Addr::UNSPECIFIED, port).into())
+                .or_else(|_| listen((Ipv4Addr::UNSPECIFIED, port).into())),
         }
     }
+}
+
+/// As `TcpListener::bind`, whose queue is so short that a burst of connections overflows it. Who
+/// finds it full waits for a second and more.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
 }
 
 /// Liveness and readiness. Liveness never depends on the cluster.

@@ -75,7 +75,7 @@ impl Run {
 }
 
 /// A duration as Go and Kubernetes write it, such as 1m30s.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration: kube::core::Duration =
         text.parse().map_err(|error| format!("{error}; write it like 30s or 1m30s"))?;
     if duration.is_negative() { Err("must not be negative".into()) } else { Ok(duration.into()) }
@@ -95,13 +95,9 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let health = args
         .health_probe_bind_address
         .bind()
-        .await
         .context("cannot listen on --health-probe-bind-address")?;
-    let scrape = args
-        .metrics_bind_address
-        .bind()
-        .await
-        .context("cannot listen on --metrics-bind-address")?;
+    let scrape =
+        args.metrics_bind_address.bind().context("cannot listen on --metrics-bind-address")?;
     let stop = stop_on_signal()?;
     // The servers outlive the controller: whoever asks during the shutdown gets an answer.
     let servers = CancellationToken::new();

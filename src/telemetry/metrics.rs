@@ -38,6 +38,13 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
+        Self::with(|_| {})
+    }
+}
+
+impl Metrics {
+    /// With those that other parts of the process `register`.
+    pub fn with(register: impl FnOnce(&mut Registry)) -> Self {
         let mut registry = Registry::with_prefix("ksm_scale_operator");
         // From a no-op on a near API server to a change of 40 pods on a slow one.
         let buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -70,6 +77,7 @@ impl Default for Metrics {
         registry.register("nodes", "Nodes in the cluster", nodes);
         registry.register("managed_pods", "kube-state-metrics pods of all KSMScales", managed_pods);
         registry.register("ksmscales", "KSMScale objects", scales);
+        register(&mut registry);
         Self { registry: Arc::new(registry), ..metrics }
     }
 }
