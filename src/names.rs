@@ -38,6 +38,9 @@ pub const VALIDATE_PATH: &str = "/validate-monitor-example-com-v1alpha1-ksmscale
 /// The Secret in [`OPERATOR_NAMESPACE`] with the operator's own CA (T2).
 pub const CA_SECRET: &str = "ksm-scale-operator-webhook-ca";
 
+/// Annotation on [`CA_SECRET`]: asks for a new CA, whatever its value; taken away when it is made.
+pub const ANNOTATION_ROTATE: &str = "monitor.example.com/rotate";
+
 /// Field manager of `caBundle` in the webhook configurations, and of nothing else (T2).
 pub const CA_BUNDLE_MANAGER: &str = "ksm-scale-operator-ca-bundle";
 
