@@ -210,11 +210,9 @@ async fn reconcile(
     let _entered = span.enter();
     match &result {
         Ok(_) => tracing::debug!(duration_seconds = started.elapsed().as_secs_f64(), "done"),
-        Err(error) => tracing::warn!(
-            kind = error.label(),
-            error = chain(error),
-            "failed, it is tried again"
-        ),
+        Err(error) => {
+            tracing::warn!(kind = error.label(), error = chain(error), "failed, it is tried again")
+        }
     }
     let metrics = &ctx.metrics;
     metrics.reconciled(started.elapsed(), result.as_ref().err().map(Error::label));

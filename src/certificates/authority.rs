@@ -205,24 +205,48 @@ impl Authority {
     /// # Errors
     /// If a name is no DNS name, or there is no randomness.
     pub fn issue(&self, request: &LeafRequest, now: Timestamp) -> Result<Leaf, AuthorityError> {
+        let (der, key) = self.sign(request, now)?;
+        let key = PrivateKeyDer::try_from(key.serialize_der())
+            .map_err(|text| PairError::Key(rustls::Error::General(text.to_owned())))?;
+        let pair = Pair::from_der(vec![der], key)?;
+        let life = self.end(request, now).duration_since(now).unsigned_abs();
+        let spread = life / 6 * u32::from(request.jitter) / 255;
+        let renew_at = now.saturating_add(life / 2 + spread).unwrap_or(now);
+        Ok(Leaf { pair, issuer: self.certificate.clone(), renew_at })
+    }
+
+    /// The same as certificate and key in PEM, for files.
+    ///
+    /// # Errors
+    /// If a name is no DNS name, or there is no randomness.
+    pub fn issue_pem(
+        &self,
+        request: &LeafRequest,
+        now: Timestamp,
+    ) -> Result<(String, String), AuthorityError> {
+        let (der, key) = self.sign(request, now)?;
+        Ok((Certificate::from_der(der)?.pem(), key.serialize_pem()))
+    }
+
+    fn sign(
+        &self,
+        request: &LeafRequest,
+        now: Timestamp,
+    ) -> Result<(CertificateDer<'static>, KeyPair), AuthorityError> {
         let issuer = Issuer::from_ca_cert_der(&self.certificate.der, &*self.key)?;
-        let end = now.saturating_add(request.life).unwrap_or(now).min(self.certificate.not_after);
         let common_name = request.names.first().map_or("", String::as_str);
-        let mut params = params(common_name, serial()?, now, end)?;
-        let sans = CertificateParams::new(request.names.clone())?.subject_alt_names;
-        params.subject_alt_names = sans;
+        let mut params = params(common_name, serial()?, now, self.end(request, now))?;
+        let named = CertificateParams::new(request.names.clone())?;
+        params.subject_alt_names = named.subject_alt_names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate()?;
-        let der = params.signed_by(&key, &issuer)?.der().clone();
-        let key = PrivateKeyDer::try_from(key.serialize_der())
-            .map_err(|text| PairError::Key(rustls::Error::General(text.to_owned())))?;
-        let pair = Pair::from_der(vec![der], key)?;
-        let life = end.duration_since(now).unsigned_abs();
-        let spread = life / 6 * u32::from(request.jitter) / 255;
-        let renew_at = now.saturating_add(life / 2 + spread).unwrap_or(end);
-        Ok(Leaf { pair, issuer: self.certificate.clone(), renew_at })
+        Ok((params.signed_by(&key, &issuer)?.der().clone(), key))
+    }
+
+    fn end(&self, request: &LeafRequest, now: Timestamp) -> Timestamp {
+        now.saturating_add(request.life).unwrap_or(now).min(self.certificate.not_after)
     }
 }
 

@@ -10,14 +10,15 @@
 //!
 //! 1. A bundle is written only if it is unchanged since before the state was read. So bundles follow
 //!    states in their order, however late a writer is.
-//! 2. A leaf is signed by a state that was read after the `now` its life is counted from. So it
-//!    dies within one leaf's life of the moment in which its CA was replaced.
-//! 3. The replicas' clocks differ by less than the soak.
+//! 2. What is decided, is decided at a `now` after everything was read: a soak begins when both
+//!    bundles are known to be right. A leaf's life is counted from before that, so it ends within one
+//!    leaf's life of the moment in which its CA was replaced, however late it is signed.
+//! 3. What was read is not stored upon after half a soak, and the replicas' clocks differ by less than
+//!    that.
 
 use super::{Authority, AuthorityError, Certificate, Damage, Leaf};
 use jiff::Timestamp;
 use std::time::Duration;
-
 
 /// How long things live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,12 @@ impl Lifetimes {
         Ok(Self { ca, leaf, soak })
     }
 
+    /// A CA's life.
+    #[must_use]
+    pub fn ca(&self) -> Duration {
+        self.ca
+    }
+
     /// A leaf's life.
     #[must_use]
     pub fn leaf(&self) -> Duration {
@@ -112,24 +119,22 @@ fn later(at: Timestamp, by: Duration) -> Timestamp {
 /// What all replicas share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// How many CAs there have been, this one included.
+    /// How many CAs there have been, the active one included.
     pub generation: u64,
     /// The CA that signs leaves.
-    pub active: Authority,
-    /// From when on a replica that serves a valid leaf of another CA changes over.
-    pub usable_from: Timestamp,
-    /// The CA that will sign.
-    pub next: Option<Next>,
+    pub active: Announced,
+    /// The CA that will.
+    pub next: Option<Announced>,
     /// CAs that sign no more, and whose leaves may still be served.
     pub old: Vec<Old>,
 }
 
-/// A CA that does not sign yet.
+/// A CA that has to be in every bundle.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Next {
+pub struct Announced {
     /// It.
     pub authority: Authority,
-    /// Since when it is in every bundle, as read back; `None` if it is not.
+    /// Since when it is in every bundle, as read back; `None` if it is not yet.
     pub trusted_since: Option<Timestamp>,
 }
 
@@ -208,20 +213,23 @@ impl State {
     #[must_use]
     pub fn phase(&self) -> Phase {
         match &self.next {
-            Some(Next { trusted_since: None, .. }) => Phase::Announce,
+            Some(Announced { trusted_since: None, .. }) => Phase::Announce,
             Some(_) => Phase::Soak,
             None if self.old.is_empty() => Phase::Steady,
             None => Phase::Retire,
         }
     }
 
-    /// What has to be in every bundle.
+    /// The certificate of the CA that signs.
+    #[must_use]
+    pub fn ca(&self) -> &Certificate {
+        &self.active.authority.certificate
+    }
+
+    /// What has to be in every bundle, oldest first, so that a switch changes no bundle.
     pub fn trusted(&self) -> impl Iterator<Item = &Certificate> {
         let next = self.next.iter().map(|next| &next.authority.certificate);
-        [&self.active.certificate]
-            .into_iter()
-            .chain(next)
-            .chain(self.old.iter().map(|old| &old.certificate))
+        self.old.iter().map(|old| &old.certificate).chain([self.ca()]).chain(next)
     }
 
     /// The bundle, byte by byte.
@@ -230,24 +238,47 @@ impl State {
         self.trusted().map(Certificate::pem).collect()
     }
 
-    fn trusts(&self, ca: &Certificate) -> bool {
-        self.trusted().any(|trusted| trusted == ca)
+    /// Whether every API server knows the active CA by now. While there is no other there is
+    /// nothing better to wait for.
+    #[must_use]
+    pub fn is_established(&self, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+        self.old.is_empty() || self.active.is_soaked(now, lifetimes)
     }
 
     fn keep(&mut self, certificate: &Certificate, until: Timestamp) {
-        if !self.trusts(certificate) {
+        if let Some(old) = self.old.iter_mut().find(|old| old.certificate == *certificate) {
+            old.until = old.until.max(until);
+        } else if !self.trusted().any(|trusted| trusted == certificate) {
             self.old.push(Old { certificate: certificate.clone(), until });
         }
     }
 
-    /// From now on `authority` signs.
-    fn switch(&mut self, authority: Authority, now: Timestamp, lifetimes: &Lifetimes) {
-        let old = std::mem::replace(&mut self.active, authority).certificate;
+    /// From now on `next` signs.
+    fn switch(&mut self, next: Announced, now: Timestamp, lifetimes: &Lifetimes) {
+        let old = std::mem::replace(&mut self.active, next).authority.certificate;
         self.generation += 1;
-        self.usable_from = now;
         if now < old.not_after {
             self.old.push(Old { certificate: old, until: lifetimes.outlived(now) });
         }
+    }
+}
+
+impl Announced {
+    fn generate(
+        generation: u64,
+        now: Timestamp,
+        lifetimes: &Lifetimes,
+    ) -> Result<Self, AuthorityError> {
+        let authority = Authority::generate(generation, now, lifetimes.ca)?;
+        Ok(Self { authority, trusted_since: None })
+    }
+
+    fn is_valid(&self, now: Timestamp) -> bool {
+        self.authority.certificate.is_valid(now)
+    }
+
+    fn is_soaked(&self, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+        self.trusted_since.is_some_and(|since| later(since, lifetimes.soak) <= now)
     }
 }
 
@@ -268,14 +299,13 @@ pub fn step(
         return recover(seen, now, lifetimes).map(Some);
     };
     let mut state = stored.clone();
-    let everyone = seen.everyone_serves.is_some_and(|ca| ca == state.active.certificate.name);
+    let everyone = seen.everyone_serves.is_some_and(|ca| ca == state.ca().name);
     state.old.retain(|old| !everyone && now < old.until.min(old.certificate.not_after));
     protect(&mut state, seen, now, lifetimes);
-    replace_dead(&mut state, seen, now, lifetimes)?;
-    let left = state.active.certificate.not_after.duration_since(now).unsigned_abs();
+    replace_dead(&mut state, now, lifetimes)?;
+    let left = state.ca().not_after.duration_since(now).unsigned_abs();
     if state.next.is_none() && (seen.rotate || left < lifetimes.ca / 3) {
-        let authority = Authority::generate(state.generation + 1, now, lifetimes.ca)?;
-        state.next = Some(Next { authority, trusted_since: None });
+        state.next = Some(Announced::generate(state.generation + 1, now, lifetimes)?);
     }
     advance(&mut state, seen, now, lifetimes);
     Ok((state != *stored).then_some(state))
@@ -289,13 +319,13 @@ fn recover(
     now: Timestamp,
     lifetimes: &Lifetimes,
 ) -> Result<State, AuthorityError> {
-    let remembered = seen.remembered.filter(|state| state.active.certificate.is_valid(now));
-    let mut state = if let Some(state) = remembered {
+    let mut state = if let Some(state) = seen.remembered.filter(|state| state.active.is_valid(now))
+    {
         state.clone()
     } else {
         let generation = seen.remembered.map_or(0, |state| state.generation) + 1;
-        let active = Authority::generate(generation, now, lifetimes.ca)?;
-        State { generation, active, usable_from: now, next: None, old: Vec::new() }
+        let active = Announced::generate(generation, now, lifetimes)?;
+        State { generation, active, next: None, old: Vec::new() }
     };
     if let Some(next) = &mut state.next {
         next.trusted_since = None;
@@ -304,55 +334,62 @@ fn recover(
         state.keep(ca, lifetimes.outlived(now));
     }
     protect(&mut state, seen, now, lifetimes);
-    if !state.old.is_empty() && !seen.is_trusted(&state.active.certificate) {
-        state.usable_from = later(now, lifetimes.soak);
-    }
+    distrust(&mut state, seen);
     Ok(state)
 }
 
-/// Somebody stored a state without the CA of our leaf: it stays trusted, and so do the leaves of
-/// the others, who may not have noticed yet.
+/// Somebody stored a state without the CA of our leaf: it stays trusted, for the leaves of the
+/// others too, who may not have noticed yet.
 fn protect(state: &mut State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) {
     let Some(leaf) = seen.serving.filter(|leaf| leaf.is_valid(now)) else { return };
-    if !state.trusts(&leaf.issuer) {
+    if !state.trusted().any(|ca| *ca == leaf.issuer) {
         state.keep(&leaf.issuer, lifetimes.outlived(now));
-        if !seen.is_trusted(&state.active.certificate) {
-            state.usable_from = later(now, lifetimes.soak);
-        }
+        distrust(state, seen);
     }
 }
 
-/// A CA outside its life signs nothing that is accepted: its successor signs at once, and what
-/// leaves others still serve decides whether they wait.
+/// What is stored of the active CA's soak may be of another day.
+fn distrust(state: &mut State, seen: &Seen<'_>) {
+    if !seen.is_trusted(state.ca()) {
+        state.active.trusted_since = None;
+    }
+}
+
+/// A CA outside its life signs nothing that is accepted: its successor signs at once.
 fn replace_dead(
     state: &mut State,
-    seen: &Seen<'_>,
     now: Timestamp,
     lifetimes: &Lifetimes,
 ) -> Result<(), AuthorityError> {
-    state.next.take_if(|next| !next.authority.certificate.is_valid(now));
-    if state.active.certificate.is_valid(now) {
-        return Ok(());
-    }
-    let authority = match state.next.take() {
-        Some(next) => next.authority,
-        None => Authority::generate(state.generation + 1, now, lifetimes.ca)?,
-    };
-    state.switch(authority, now, lifetimes);
-    if !state.old.is_empty() && !seen.is_trusted(&state.active.certificate) {
-        state.usable_from = later(now, lifetimes.soak);
+    state.next.take_if(|next| !next.is_valid(now));
+    if !state.active.is_valid(now) {
+        let next = match state.next.take() {
+            Some(next) => next,
+            None => Announced::generate(state.generation + 1, now, lifetimes)?,
+        };
+        state.switch(next, now, lifetimes);
     }
     Ok(())
 }
 
 /// Announce to soak when both bundles hold the next CA, back when one no longer does, and from
-/// soak to the switch when the time is over.
+/// soak to the switch when the time is over. A new active CA that nobody announced soaks too; once
+/// it has, a bundle that is wiped and repaired makes nobody wait again.
 fn advance(state: &mut State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) {
+    let active_trusted = seen.is_trusted(state.ca());
+    if active_trusted {
+        state.active.trusted_since.get_or_insert(now);
+    } else if !state.active.is_soaked(now, lifetimes) {
+        state.active.trusted_since = None;
+    }
     let Some(mut next) = state.next.take() else { return };
-    let trusted = [&state.active, &next.authority].map(|ca| seen.is_trusted(&ca.certificate));
-    next.trusted_since = if trusted == [true; 2] { next.trusted_since.or(Some(now)) } else { None };
-    if next.trusted_since.is_some_and(|since| later(since, lifetimes.soak) <= now) {
-        state.switch(next.authority, now, lifetimes);
+    if active_trusted && seen.is_trusted(&next.authority.certificate) {
+        next.trusted_since.get_or_insert(now);
+    } else {
+        next.trusted_since = None;
+    }
+    if next.is_soaked(now, lifetimes) {
+        state.switch(next, now, lifetimes);
     } else {
         state.next = Some(next);
     }
@@ -361,12 +398,11 @@ fn advance(state: &mut State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifet
 /// Whether this replica has to make itself a leaf by the stored `state`, which is `seen.stored` and
 /// needs no [`step`].
 #[must_use]
-pub fn leaf_is_due(state: &State, seen: &Seen<'_>, now: Timestamp) -> bool {
-    match seen.serving {
-        Some(leaf) if !leaf.is_valid(now) => true,
-        Some(leaf) if leaf.issuer == state.active.certificate => leaf.renew_at <= now,
-        Some(_) => state.usable_from <= now && seen.is_trusted(&state.active.certificate),
+pub fn leaf_is_due(state: &State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+    match seen.serving.filter(|leaf| leaf.is_valid(now)) {
         None => true,
+        Some(leaf) if leaf.issuer == *state.ca() => leaf.renew_at <= now,
+        Some(_) => state.active.is_soaked(now, lifetimes) && seen.is_trusted(state.ca()),
     }
 }
 
@@ -378,9 +414,12 @@ pub fn look_again(
     now: Timestamp,
     lifetimes: &Lifetimes,
 ) -> Option<Timestamp> {
-    let soaked = state.next.iter().filter_map(|next| next.trusted_since);
-    let ageing = state.active.certificate.not_after.saturating_sub(lifetimes.ca / 3);
-    let due = [Some(state.usable_from), ageing.ok(), serving.map(|leaf| leaf.renew_at)];
-    let due = due.into_iter().flatten().chain(soaked.map(|since| later(since, lifetimes.soak)));
+    let soaked = [Some(&state.active), state.next.as_ref()].into_iter().flatten();
+    let soaked = soaked.filter_map(|ca| Some(later(ca.trusted_since?, lifetimes.soak)));
+    let ageing = state.ca().not_after.saturating_sub(lifetimes.ca / 3).ok();
+    let due = soaked.chain(ageing).chain(serving.map(|leaf| leaf.renew_at));
     due.chain(state.old.iter().map(|old| old.until)).filter(|at| now < *at).min()
 }
+
+#[cfg(test)]
+mod tests;

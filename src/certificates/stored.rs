@@ -3,7 +3,7 @@
 
 use super::{
     Authority, Certificate,
-    rotation::{Next, Old, State},
+    rotation::{Announced, Old, State},
 };
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
@@ -39,8 +39,8 @@ impl Damage {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Rotation {
     generation: u64,
-    usable_from: Timestamp,
     trusted_since: Option<Timestamp>,
+    next_trusted_since: Option<Timestamp>,
     /// One for each certificate in [`OLD`].
     old_until: Vec<Timestamp>,
 }
@@ -69,10 +69,14 @@ impl State {
         let old = old.into_iter().zip(rotation.old_until);
         Ok(Self {
             generation: rotation.generation,
-            active: authority(data, ACTIVE)?,
-            usable_from: rotation.usable_from,
-            next: next
-                .map(|authority| Next { authority, trusted_since: rotation.trusted_since }),
+            active: Announced {
+                authority: authority(data, ACTIVE)?,
+                trusted_since: rotation.trusted_since,
+            },
+            next: next.map(|authority| Announced {
+                authority,
+                trusted_since: rotation.next_trusted_since,
+            }),
             old: old.map(|(certificate, until)| Old { certificate, until }).collect(),
         })
     }
@@ -82,18 +86,16 @@ impl State {
     pub fn data(&self) -> Data {
         let rotation = Rotation {
             generation: self.generation,
-            usable_from: self.usable_from,
-            trusted_since: self.next.as_ref().and_then(|next| next.trusted_since),
+            trusted_since: self.active.trusted_since,
+            next_trusted_since: self.next.as_ref().and_then(|next| next.trusted_since),
             old_until: self.old.iter().map(|old| old.until).collect(),
         };
         // Numbers and times: there is nothing in it that JSON has no form for.
         let rotation = serde_json::to_string(&rotation).unwrap_or_default();
         let mut entries = vec![(ROTATION, rotation)];
-        let authorities = [(ACTIVE, Some(&self.active))]
-            .into_iter()
-            .chain([(NEXT, self.next.as_ref().map(|next| &next.authority))]);
-        for ([certificate, key], authority) in authorities {
-            if let Some(authority) = authority {
+        let authorities = [(ACTIVE, Some(&self.active)), (NEXT, self.next.as_ref())];
+        for ([certificate, key], announced) in authorities {
+            if let Some(Announced { authority, .. }) = announced {
                 entries.push((certificate, authority.certificate.pem()));
                 entries.push((key, authority.key_pem()));
             }

@@ -14,6 +14,7 @@ use kube::{
     api::{ApiResource, DynamicObject, Patch, PatchParams},
 };
 use serde_json::{Value, json};
+use std::fmt;
 
 /// One of the two configurations, as read.
 #[derive(Clone, Debug)]
@@ -63,6 +64,12 @@ fn webhook(json: &Value) -> Webhook {
     Webhook { name: text(&json["name"]), ca_bundle: ca_bundle.unwrap_or_default() }
 }
 
+impl fmt::Display for Configuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {WEBHOOK_CONFIGURATION}", self.resource.kind)
+    }
+}
+
 impl Configuration {
     /// The CAs of each webhook, as far as they can be read; one empty list if there is no webhook.
     pub(crate) fn bundles(&self) -> Vec<Vec<Certificate>> {
@@ -83,18 +90,47 @@ impl Configuration {
         server_name: &str,
         now: Timestamp,
     ) -> Result<(), String> {
-        let kind = &self.resource.kind;
-        let Some(found) = self.found.as_ref().filter(|found| !found.webhooks.is_empty()) else {
-            return Err(format!(
-                "there is no {kind} {WEBHOOK_CONFIGURATION} with a webhook: kubectl apply -k webhook-config"
-            ));
-        };
-        for Webhook { name, ca_bundle } in &found.webhooks {
-            pair.verify(ca_bundle, server_name, now).map_err(|error| {
-                format!("the caBundle of webhook {name} in {kind} {WEBHOOK_CONFIGURATION}: {error}")
-            })?;
+        let Some(webhooks) = self.webhooks() else { return Err(self.missing()) };
+        for Webhook { name, ca_bundle } in webhooks {
+            pair.verify(ca_bundle, server_name, now)
+                .map_err(|error| format!("the caBundle of webhook {name} in {self}: {error}"))?;
         }
         Ok(())
+    }
+
+    /// Whether the `caBundle` of each webhook holds every one of `cas`, and no other.
+    ///
+    /// # Errors
+    /// What is missing or too much.
+    pub(crate) fn trusts<'c>(
+        &self,
+        cas: impl Iterator<Item = &'c Certificate>,
+    ) -> Result<(), String> {
+        let Some(found) = self.webhooks() else { return Err(self.missing()) };
+        let cas: Vec<_> = cas.collect();
+        for Webhook { name, ca_bundle } in found {
+            let bundle = Certificate::bundle(ca_bundle)
+                .map_err(|error| format!("the caBundle of webhook {name}: {error}"))?;
+            if let Some(ca) = cas.iter().find(|ca| !bundle.contains(ca)) {
+                return Err(format!("the caBundle of webhook {name} lacks {}", ca.name));
+            }
+            if let Some(ca) = bundle.iter().find(|ca| !cas.contains(ca)) {
+                return Err(format!(
+                    "the caBundle of webhook {name} holds a foreign CA, {}",
+                    ca.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn webhooks(&self) -> Option<&[Webhook]> {
+        let found = self.found.as_ref().map(|found| &found.webhooks[..]);
+        found.filter(|webhooks| !webhooks.is_empty())
+    }
+
+    fn missing(&self) -> String {
+        format!("there is no {self} with a webhook: kubectl apply -k webhook-config")
     }
 
     /// Writes `bundle` into each webhook's `caBundle` where it differs, if nobody has changed the

@@ -152,11 +152,15 @@ impl Replica {
     }
 
     /// Reads, decides, and makes the one step that is due.
-    async fn pass(&mut self, now: Timestamp) -> Result<Duration, Error> {
+    async fn pass(&mut self, begun: Timestamp) -> Result<Duration, Error> {
         let client = self.part.calls.clone();
         let configurations =
             configurations::read(&client).await.map_err(Error::ReadConfigurations)?;
         let found = secret::read(&client).await.map_err(Error::ReadSecret)?;
+        let now = (self.part.clock)();
+        if let Ok(Some(state)) = &found.state {
+            self.remembered = Some(state.clone());
+        }
         let live: Vec<_> = configurations.iter().flat_map(Configuration::bundles).collect();
         let seen = Seen {
             stored: found.state.as_ref().map(Option::as_ref),
@@ -167,23 +171,21 @@ impl Replica {
             everyone_serves: None,
         };
         if let Some(next) = rotation::step(&seen, now, &self.part.lifetimes)? {
-            return self.store(found, &next, now).await;
+            return self.store(found, &next, begun).await;
         }
         // `step` wants nothing only of a state that is there.
         let Ok(Some(state)) = &found.state else { return Ok(TICK) };
-        if rotation::leaf_is_due(state, &seen, now) {
-            self.renew(state, now)?;
-        }
-        self.remembered = Some(state.clone());
-        let mut written = false;
-        for configuration in &configurations {
-            written |=
-                configuration.set(&client, &state.bundle()).await.map_err(Error::SetBundle)?;
-        }
-        if written {
-            return Ok(AGAIN);
+        if rotation::leaf_is_due(state, &seen, now, &self.part.lifetimes) {
+            self.renew(state, begun)?;
         }
         self.tell(state, &configurations, now);
+        // Each for itself: a failure at one is no reason to leave the other.
+        let bundle = state.bundle();
+        let sets = configurations.iter().map(|configuration| configuration.set(&client, &bundle));
+        let sets = future::join_all(sets).await.into_iter().collect::<Result<Vec<_>, _>>();
+        if sets.map_err(Error::SetBundle)?.contains(&true) {
+            return Ok(AGAIN);
+        }
         let at = rotation::look_again(state, self.leaf.as_ref(), now, &self.part.lifetimes);
         let wait = at.map_or(TICK, |at| at.duration_since(now).unsigned_abs());
         Ok(wait.max(AGAIN))
@@ -195,13 +197,13 @@ impl Replica {
         &self,
         found: secret::Found,
         next: &State,
-        now: Timestamp,
+        begun: Timestamp,
     ) -> Result<Duration, Error> {
         if let Err(damage) = &found.state {
             tracing::warn!(%damage, "Secret {OPERATOR_NAMESPACE}/{CA_SECRET} is damaged, it is restored");
         }
-        let late = (self.part.clock)().duration_since(now).unsigned_abs();
-        if late >= self.part.lifetimes.soak() {
+        let late = (self.part.clock)().duration_since(begun).unsigned_abs();
+        if late >= self.part.lifetimes.soak() / 2 {
             // The machine slept in between: what was seen is no ground for a new Secret.
             return Ok(AGAIN);
         }
@@ -213,11 +215,11 @@ impl Replica {
         Ok(Duration::ZERO)
     }
 
-    fn renew(&mut self, state: &State, now: Timestamp) -> Result<(), AuthorityError> {
+    fn renew(&mut self, state: &State, begun: Timestamp) -> Result<(), AuthorityError> {
         let life = self.part.lifetimes.leaf();
         let names = server_names(WEBHOOK_SERVICE, OPERATOR_NAMESPACE);
         let request = LeafRequest { names, life, jitter: jitter() };
-        let leaf = state.active.issue(&request, now)?;
+        let leaf = state.active.authority.issue(&request, begun)?;
         tracing::info!(ca = %leaf.issuer.name, not_after = %leaf.pair.not_after, renew_at = %leaf.renew_at, "new leaf");
         self.part.serving.swap(leaf.pair.clone());
         self.part.metrics.renewed(true);
@@ -225,14 +227,9 @@ impl Replica {
         Ok(())
     }
 
-    fn tell(
-        &self,
-        state: &State,
-        configurations: &[Configuration],
-        now: Timestamp,
-    ) {
+    fn tell(&self, state: &State, configurations: &[Configuration], now: Timestamp) {
         let metrics = &self.part.metrics;
-        metrics.not_after("ca", state.active.certificate.not_after);
+        metrics.not_after("ca", state.ca().not_after);
         metrics.phase(state.phase().as_str(), Phase::ALL.map(Phase::as_str));
         let Some(leaf) = &self.leaf else { return };
         metrics.not_after("leaf", leaf.pair.not_after);
@@ -254,9 +251,10 @@ impl Replica {
         for configuration in configurations {
             configuration.verify(&leaf.pair, &server_name(), now)?;
         }
-        let from = state.usable_from;
-        if now < from && leaf.issuer == state.active.certificate {
-            return Err(format!("the CA is new, and API servers are given until {from} to read it"));
+        let lifetimes = &self.part.lifetimes;
+        if leaf.issuer == *state.ca() && !state.is_established(now, lifetimes) {
+            let soak = lifetimes.soak();
+            return Err(format!("the CA is new, and API servers are given {soak:?} to read it"));
         }
         Ok(())
     }
