@@ -124,6 +124,14 @@ impl Configuration {
         Ok(())
     }
 
+    /// Whether there is a webhook in it.
+    ///
+    /// # Errors
+    /// What to do if there is none.
+    pub(crate) fn is_there(&self) -> Result<(), String> {
+        self.webhooks().map(drop).ok_or_else(|| self.missing())
+    }
+
     fn webhooks(&self) -> Option<&[Webhook]> {
         let found = self.found.as_ref().map(|found| &found.webhooks[..]);
         found.filter(|webhooks| !webhooks.is_empty())

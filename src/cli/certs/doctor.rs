@@ -175,7 +175,7 @@ fn of_bundle(bundle: &Configuration, source: Option<&Source>, now: Timestamp) ->
     let verdict = match source {
         Some(Source::Mounted(pair)) => bundle.verify(pair, &server_name(), now),
         Some(Source::SelfManaged(state)) => bundle.trusts(state.trusted()),
-        None => bundle.trusts([].into_iter()),
+        None => bundle.is_there(),
     };
     let remedy = match source {
         Some(Source::Mounted(_)) => {
