@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use std::{io::Write as _, process::ExitCode};
 
 mod allowed;
+mod certs;
 mod files;
 mod plan;
 mod run;
@@ -30,6 +31,9 @@ enum Command {
     Validate(validate::Validate),
     /// Show the pods that a KSMScale asks for, and the steps of a change.
     Plan(plan::Plan),
+    /// Certificates of the webhooks: make some for development, find out what is stale, rotate.
+    #[command(subcommand)]
+    Certs(certs::Certs),
     /// Print the CustomResourceDefinition of KSMScale.
     Crd,
     /// Print every generated manifest: the CRD, and the rights the operator needs.
@@ -46,6 +50,7 @@ impl Cli {
             Command::Run(run) => run.run()?,
             Command::Validate(validate) => return validate.run(),
             Command::Plan(plan) => plan.run()?,
+            Command::Certs(certs) => return certs.run(),
             Command::Crd => {
                 let crd = manifests::all()?.into_iter().find(|m| m.path.starts_with("crds/"));
                 print(&crd.map(|crd| crd.text).unwrap_or_default())?;

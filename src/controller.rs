@@ -6,7 +6,7 @@ use crate::{
     plan::{Settings, plan},
     readiness::Readiness,
     status::{self, Inputs, Outcome},
-    telemetry::metrics::Metrics,
+    telemetry::{chain, metrics::Metrics, panic_text},
     validate::validate,
 };
 use futures::{FutureExt, StreamExt};
@@ -214,11 +214,9 @@ async fn reconcile(
     let _entered = span.enter();
     match &result {
         Ok(_) => tracing::debug!(duration_seconds = started.elapsed().as_secs_f64(), "done"),
-        Err(error) => tracing::warn!(
-            kind = error.label(),
-            error = apply::chain(error),
-            "failed, it is tried again"
-        ),
+        Err(error) => {
+            tracing::warn!(kind = error.label(), error = chain(error), "failed, it is tried again")
+        }
     }
     let metrics = &ctx.metrics;
     metrics.reconciled(started.elapsed(), result.as_ref().err().map(Error::label));
@@ -236,7 +234,7 @@ async fn reconcile(
 /// The wall around a panic: it costs this reconcile, and is an error like any other.
 async fn survive(work: impl Future<Output = Result<Action, Error>>) -> Result<Action, Error> {
     let result = AssertUnwindSafe(work).catch_unwind().await;
-    result.unwrap_or_else(|panic| Err(Error::Panic(text_of(&*panic))))
+    result.unwrap_or_else(|panic| Err(Error::Panic(panic_text(&*panic))))
 }
 
 async fn work(ctx: &Context, name: &str) -> Result<Action, Error> {
@@ -286,12 +284,6 @@ fn error_policy(
     let delay = backoff::delay(&name, *count);
     *count = count.saturating_add(1);
     Action::requeue(delay.max(error.retry_after()))
-}
-
-fn text_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "without a message".into())
 }
 
 fn gauge(n: usize) -> i64 {

@@ -5,7 +5,10 @@
 
 use crate::{
     crd,
-    names::{METRICS_CLUSTER_ROLE, OPERATOR, OPERATOR_NAMESPACE, WORKLOAD_CLUSTER_ROLE},
+    names::{
+        CA_SECRET, METRICS_CLUSTER_ROLE, OPERATOR, OPERATOR_NAMESPACE, WEBHOOK_CONFIGURATION,
+        WORKLOAD_CLUSTER_ROLE,
+    },
 };
 use k8s_openapi::{
     api::{
@@ -57,6 +60,19 @@ const CLUSTER_RIGHTS: &[Rights] = &[
         &["get", "list", "create", "patch", "delete"],
     ),
     ("rbac.authorization.k8s.io", &["clusterroles"], &[METRICS_CLUSTER_ROLE], &["bind"]),
+    // caBundle of its own webhooks (T2).
+    (
+        "admissionregistration.k8s.io",
+        &["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
+        &[WEBHOOK_CONFIGURATION],
+        &["get", "list", "watch", "patch"],
+    ),
+];
+
+/// The Secret with the CA of the webhooks (T2). RBAC cannot limit `create` to a name.
+const CA_RIGHTS: &[Rights] = &[
+    ("", &["secrets"], &[], &["create"]),
+    ("", &["secrets"], &[CA_SECRET], &["get", "list", "watch", "update"]),
 ];
 
 /// What the operator needs in each namespace it puts pods in.
@@ -155,15 +171,8 @@ fn rbac() -> Result<String, serde_saphyr::ser::Error> {
             role_ref: role_ref("ClusterRole", WORKLOAD_CLUSTER_ROLE),
             subjects: Some(vec![operator()]),
         })?,
-        document(&Role {
-            metadata: meta(&event_role, Some("default")),
-            rules: Some(rules(EVENT_RIGHTS)),
-        })?,
-        document(&RoleBinding {
-            metadata: meta(&event_role, Some("default")),
-            role_ref: role_ref("Role", &event_role),
-            subjects: Some(vec![operator()]),
-        })?,
+        role(&event_role, "default", EVENT_RIGHTS)?,
+        role(CA_SECRET, OPERATOR_NAMESPACE, CA_RIGHTS)?,
         document(&cluster_role(METRICS_CLUSTER_ROLE, METRICS_RIGHTS))?,
     ];
     Ok(documents.join("---\n"))
@@ -180,6 +189,21 @@ fn meta(name: &str, namespace: Option<&str>) -> ObjectMeta {
         labels: Some(BTreeMap::from([("app.kubernetes.io/part-of".into(), OPERATOR.into())])),
         ..Default::default()
     }
+}
+
+/// A Role with its binding.
+fn role(
+    name: &str,
+    namespace: &str,
+    rights: &[Rights],
+) -> Result<String, serde_saphyr::ser::Error> {
+    let role = Role { metadata: meta(name, Some(namespace)), rules: Some(rules(rights)) };
+    let binding = RoleBinding {
+        metadata: meta(name, Some(namespace)),
+        role_ref: role_ref("Role", name),
+        subjects: Some(vec![operator()]),
+    };
+    Ok([document(&role)?, document(&binding)?].join("---\n"))
 }
 
 fn cluster_role(name: &str, rights: &[Rights]) -> ClusterRole {

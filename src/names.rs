@@ -47,6 +47,8 @@ pub const WEBHOOK_CERTIFICATE_SECRET: &str = "ksm-scale-operator-webhook-tls";
 /// The CA that cert-manager keeps for the webhook: its Certificate and its Secret. Another one than
 /// [`CA_SECRET`], so that either way of keeping certificates can follow the other.
 pub const CERT_MANAGER_CA: &str = "ksm-scale-operator-cert-manager-ca";
+/// Annotation on [`CA_SECRET`]: asks for a new CA, whatever its value; taken away when it is made.
+pub const ANNOTATION_ROTATE: &str = "monitor.example.com/rotate";
 
 /// Field manager of `caBundle` in the webhook configurations, and of nothing else (T2).
 pub const CA_BUNDLE_MANAGER: &str = "ksm-scale-operator-ca-bundle";

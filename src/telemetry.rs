@@ -1,8 +1,9 @@
-//! Logs.
+//! Logs and metrics.
 
 use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, fmt};
 
+pub mod certificate_metrics;
 pub mod metrics;
 
 /// How log lines look.
@@ -26,4 +27,26 @@ pub fn init(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         LogFormat::Text => lines.with_ansi(false).try_init(),
     };
     set.map_err(|error| anyhow::anyhow!(error))
+}
+
+/// An error with its causes, each said once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "without a message".into())
 }

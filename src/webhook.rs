@@ -22,16 +22,19 @@ use tokio_util::sync::CancellationToken;
 mod accept;
 mod authorize;
 mod clients;
+pub(crate) mod configurations;
 mod connections;
 pub mod metrics;
 pub mod mounted;
 mod requests;
+pub mod self_managed;
 pub mod serving;
 mod stream;
 mod tls;
 pub mod trust;
 
 pub use metrics::Metrics;
+pub use self_managed::SelfManaged;
 pub use serving::Serving;
 pub use tls::TlsVersion;
 

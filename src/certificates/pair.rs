@@ -139,21 +139,34 @@ impl Pair {
         now: Timestamp,
     ) -> Result<(), PairError> {
         self.check(server_name, now)?;
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(certificates(bundle, "CA bundle")?);
-        let untrusted = |text: String| PairError::Untrusted(rustls::Error::General(text));
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
-            .build()
-            .map_err(|error| untrusted(error.to_string()))?;
-        let name = ServerName::try_from(server_name).map_err(|e| untrusted(e.to_string()))?;
-        let since_epoch = now.duration_since(Timestamp::UNIX_EPOCH).max(SignedDuration::ZERO);
-        let now =
-            UnixTime::since_unix_epoch(Duration::from_secs(since_epoch.as_secs().unsigned_abs()));
-        verifier
-            .verify_server_cert(self.leaf(), &self.certified.cert[1..], &name, &[], now)
-            .map(drop)
-            .map_err(PairError::Untrusted)
+        verify_chain(&self.certified.cert, bundle, server_name, now)
     }
+}
+
+/// The same as [`Pair::verify`] for a chain, leaf first, whose key is elsewhere.
+///
+/// # Errors
+/// Why the client would not accept it.
+pub fn verify_chain(
+    chain: &[CertificateDer<'_>],
+    bundle: &[u8],
+    server_name: &str,
+    now: Timestamp,
+) -> Result<(), PairError> {
+    let (leaf, intermediates) = chain.split_first().ok_or(PairError::Empty("chain"))?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates(bundle, "CA bundle")?);
+    let untrusted = |text: String| PairError::Untrusted(rustls::Error::General(text));
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .map_err(|error| untrusted(error.to_string()))?;
+    let name = ServerName::try_from(server_name).map_err(|e| untrusted(e.to_string()))?;
+    let since_epoch = now.duration_since(Timestamp::UNIX_EPOCH).max(SignedDuration::ZERO);
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(since_epoch.as_secs().unsigned_abs()));
+    verifier
+        .verify_server_cert(leaf, intermediates, &name, &[], now)
+        .map(drop)
+        .map_err(PairError::Untrusted)
 }
 
 /// Every certificate in a PEM text; other sections and comments are skipped.

@@ -5,7 +5,7 @@ use crate::{
     observed::is_owned_by,
     plan::{Change, Group},
     status::{Failure, FailureReason, Outcome},
-    telemetry::metrics::Metrics,
+    telemetry::{chain, metrics::Metrics},
 };
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{
@@ -150,21 +150,6 @@ pub(super) fn retry_after(error: &kube::Error) -> Option<Duration> {
     let kube::Error::Api(status) = error else { return None };
     let seconds = status.details.as_ref()?.retry_after_seconds;
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
-}
-
-/// An error with its causes, each said once.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What kind of failure an answer of the API server is. The texts are those of the quota plugin,

@@ -12,6 +12,7 @@ mod faults;
 mod killed;
 mod obstacles;
 mod scaling;
+mod self_managed;
 mod stored;
 mod stuck;
 mod support;

@@ -1,0 +1,306 @@
+//! Certificates without cert-manager (T2): one CA in one Secret for all replicas, a leaf for each in
+//! its memory, and `caBundle` in both webhook configurations.
+//!
+//! Watches only wake. What is decided from is read anew, the configurations before the Secret,
+//! which is what [`rotation`] rests on.
+
+use super::{
+    Serving,
+    configurations::{self, Configuration},
+};
+use crate::{
+    certificates::{
+        AuthorityError, Leaf, LeafRequest,
+        pair::provider,
+        rotation::{self, Lifetimes, Phase, Seen, State},
+        server_names,
+    },
+    names::{CA_SECRET, OPERATOR_NAMESPACE, WEBHOOK_CONFIGURATION, WEBHOOK_SERVICE},
+    readiness::{Readiness, Requirement},
+    telemetry::{certificate_metrics::CertificateMetrics, chain, panic_text},
+};
+use futures::{FutureExt as _, Stream, StreamExt as _, future, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+    core::v1::Secret,
+};
+use kube::{
+    Api, Client, Resource,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use std::{fmt::Debug, panic::AssertUnwindSafe, time::Duration};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) mod secret;
+
+/// How often to look at the clock, whatever is due: it may jump, and a machine may be suspended,
+/// which no timer notices.
+const TICK: Duration = Duration::from_secs(30);
+
+/// After a failure, doubled up to [`TICK`] with each one more.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// After somebody else was faster.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// One replica's part in it.
+pub struct SelfManaged {
+    /// For reads and writes, without retries of its own.
+    pub calls: Client,
+    /// For watches, which stay open for minutes.
+    pub watches: Client,
+    /// Where the leaf is put.
+    pub serving: Serving,
+    /// How long certificates live.
+    pub lifetimes: Lifetimes,
+    /// The wall clock.
+    pub clock: fn() -> Timestamp,
+    /// What is told.
+    pub metrics: CertificateMetrics,
+}
+
+/// Why a pass failed. The next one tries again.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("cannot read the webhook configurations {WEBHOOK_CONFIGURATION}")]
+    ReadConfigurations(#[source] kube::Error),
+    #[error("cannot read Secret {OPERATOR_NAMESPACE}/{CA_SECRET}")]
+    ReadSecret(#[source] kube::Error),
+    #[error("cannot write Secret {OPERATOR_NAMESPACE}/{CA_SECRET}")]
+    StoreSecret(#[source] kube::Error),
+    #[error("cannot write caBundle of the webhook configurations {WEBHOOK_CONFIGURATION}")]
+    SetBundle(#[source] kube::Error),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    #[error("a defect in the operator: {0}")]
+    Panic(String),
+}
+
+struct Replica {
+    part: SelfManaged,
+    requirement: Requirement,
+    remembered: Option<State>,
+    leaf: Option<Leaf>,
+    failures: u32,
+}
+
+impl SelfManaged {
+    /// Plays this replica's part until `stop`. No error ends it: what fails is tried again, and
+    /// meanwhile what is served and whether the process is ready stay as they are.
+    ///
+    /// # Cancel safety
+    /// It may be dropped at any point; any replica goes on from what is stored.
+    pub async fn run(self, readiness: &Readiness, stop: CancellationToken) {
+        let mut wakes = std::pin::pin!(wakes(&self.watches));
+        let mut replica = Replica {
+            requirement: readiness.require("a certificate that both webhook configurations verify"),
+            remembered: None,
+            leaf: None,
+            failures: 0,
+            part: self,
+        };
+        loop {
+            let wait = tokio::select! {
+                () = stop.cancelled() => return,
+                wait = replica.look() => wait,
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+                _ = wakes.next() => {}
+            }
+        }
+    }
+}
+
+impl Replica {
+    /// One pass, with everything around it. Returns how long to wait for the next.
+    async fn look(&mut self) -> Duration {
+        let now = (self.part.clock)();
+        if let Some(leaf) = self.leaf.as_ref().filter(|leaf| !leaf.is_valid(now)) {
+            let (begin, end) = (leaf.pair.not_before, leaf.pair.not_after);
+            self.requirement.unmet(&format!("it is {now}, and it is valid from {begin} to {end}"));
+        }
+        let result = AssertUnwindSafe(self.pass(now)).catch_unwind().await;
+        let error = match result {
+            Ok(Ok(wait)) => {
+                self.failures = 0;
+                return wait.min(TICK);
+            }
+            Ok(Err(Error::StoreSecret(e) | Error::SetBundle(e))) if is_conflict(&e) => {
+                return AGAIN;
+            }
+            Ok(Err(error)) => error,
+            Err(panic) => Error::Panic(panic_text(&*panic)),
+        };
+        let text = chain(&error);
+        tracing::warn!(error = text, "certificates: a pass failed, it is tried again");
+        if matches!(error, Error::Authority(_)) {
+            self.part.metrics.renewed(false);
+        }
+        if self.leaf.is_none() {
+            self.requirement.unmet(&text);
+        }
+        self.failures = self.failures.saturating_add(1);
+        RETRY.saturating_mul(1 << (self.failures - 1).min(16)).min(TICK)
+    }
+
+    /// Reads, decides, and makes the one step that is due.
+    async fn pass(&mut self, begun: Timestamp) -> Result<Duration, Error> {
+        let client = self.part.calls.clone();
+        let configurations =
+            configurations::read(&client).await.map_err(Error::ReadConfigurations)?;
+        let found = secret::read(&client).await.map_err(Error::ReadSecret)?;
+        let now = (self.part.clock)();
+        if let Ok(Some(state)) = &found.state {
+            self.remembered = Some(state.clone());
+        }
+        let live: Vec<_> = configurations.iter().flat_map(Configuration::bundles).collect();
+        let seen = Seen {
+            stored: found.state.as_ref().map(Option::as_ref),
+            remembered: self.remembered.as_ref(),
+            live: &live,
+            serving: self.leaf.as_ref(),
+            rotate: found.rotate(),
+            everyone_serves: None,
+        };
+        if let Some(next) = rotation::step(&seen, now, &self.part.lifetimes)? {
+            return self.store(found, &next, begun).await;
+        }
+        // `step` wants nothing only of a state that is there.
+        let Ok(Some(state)) = &found.state else { return Ok(TICK) };
+        if rotation::leaf_is_due(state, &seen, now, &self.part.lifetimes) {
+            self.renew(state, begun)?;
+        }
+        self.tell(state, &configurations, now);
+        // Each for itself: a failure at one is no reason to leave the other.
+        let bundle = state.bundle();
+        let sets = configurations.iter().map(|configuration| configuration.set(&client, &bundle));
+        let sets = future::join_all(sets).await.into_iter().collect::<Result<Vec<_>, _>>();
+        if sets.map_err(Error::SetBundle)?.contains(&true) {
+            return Ok(AGAIN);
+        }
+        let at = rotation::look_again(state, self.leaf.as_ref(), now, &self.part.lifetimes);
+        let wait = at.map_or(TICK, |at| at.duration_since(now).unsigned_abs());
+        Ok(wait.max(AGAIN))
+    }
+}
+
+impl Replica {
+    async fn store(
+        &self,
+        found: secret::Found,
+        next: &State,
+        begun: Timestamp,
+    ) -> Result<Duration, Error> {
+        if let Err(damage) = &found.state {
+            tracing::warn!(%damage, "Secret {OPERATOR_NAMESPACE}/{CA_SECRET} is damaged, it is restored");
+        }
+        let late = (self.part.clock)().duration_since(begun).unsigned_abs();
+        if late >= self.part.lifetimes.soak() / 2 {
+            // The machine slept in between: what was seen is no ground for a new Secret.
+            return Ok(AGAIN);
+        }
+        found.store(&self.part.calls, next).await.map_err(Error::StoreSecret)?;
+        tracing::info!(phase = next.phase().as_str(), ca = ?next.active, next = ?next.next, "CA state stored");
+        if self.remembered.as_ref().is_none_or(|before| before.generation < next.generation) {
+            self.part.metrics.renewed(true);
+        }
+        Ok(Duration::ZERO)
+    }
+
+    fn renew(&mut self, state: &State, begun: Timestamp) -> Result<(), AuthorityError> {
+        let life = self.part.lifetimes.leaf();
+        let names = server_names(WEBHOOK_SERVICE, OPERATOR_NAMESPACE);
+        let request = LeafRequest { names, life, jitter: jitter() };
+        let leaf = state.active.authority.issue(&request, begun)?;
+        tracing::info!(ca = %leaf.issuer.name, not_after = %leaf.pair.not_after, renew_at = %leaf.renew_at, "new leaf");
+        self.part.serving.swap(leaf.pair.clone());
+        self.part.metrics.renewed(true);
+        self.leaf = Some(leaf);
+        Ok(())
+    }
+
+    fn tell(&self, state: &State, configurations: &[Configuration], now: Timestamp) {
+        let metrics = &self.part.metrics;
+        metrics.not_after("ca", state.ca().not_after);
+        metrics.phase(state.phase().as_str(), Phase::ALL.map(Phase::as_str));
+        let Some(leaf) = &self.leaf else { return };
+        metrics.not_after("leaf", leaf.pair.not_after);
+        let verified = self.verify(leaf, state, configurations, now);
+        metrics.in_sync(verified.is_ok());
+        match verified {
+            Ok(()) => self.requirement.met(),
+            Err(cause) => self.requirement.unmet(&cause),
+        }
+    }
+
+    fn verify(
+        &self,
+        leaf: &Leaf,
+        state: &State,
+        configurations: &[Configuration],
+        now: Timestamp,
+    ) -> Result<(), String> {
+        for configuration in configurations {
+            configuration.verify(&leaf.pair, &server_name(), now)?;
+        }
+        let lifetimes = &self.part.lifetimes;
+        if leaf.issuer == *state.ca() && !state.is_established(now, lifetimes) {
+            let soak = lifetimes.soak();
+            return Err(format!("the CA is new, and API servers are given {soak:?} to read it"));
+        }
+        Ok(())
+    }
+}
+
+/// The name that the API server verifies.
+fn server_name() -> String {
+    format!("{WEBHOOK_SERVICE}.{OPERATOR_NAMESPACE}.svc")
+}
+
+/// One item for each event that may ask for a pass.
+fn wakes(client: &Client) -> impl Stream<Item = ()> + Send + use<> {
+    let secrets = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
+    stream::select_all([
+        events::<Secret>(secrets, CA_SECRET).boxed(),
+        events::<MutatingWebhookConfiguration>(Api::all(client.clone()), WEBHOOK_CONFIGURATION)
+            .boxed(),
+        events::<ValidatingWebhookConfiguration>(Api::all(client.clone()), WEBHOOK_CONFIGURATION)
+            .boxed(),
+    ])
+    // What came together is one wake.
+    .ready_chunks(64)
+    .map(drop)
+}
+
+fn events<K>(api: Api<PartialObjectMeta<K>>, name: &str) -> impl Stream<Item = ()> + Send + use<K>
+where
+    K: Clone + Debug + DeserializeOwned + Resource<DynamicType = ()> + Send + 'static,
+{
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    watcher(api, config).default_backoff().filter_map(|event| {
+        if let Err(error) = &event {
+            tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted, it is restored");
+        }
+        let is_wake = !matches!(event, Err(_) | Ok(watcher::Event::Init));
+        future::ready(is_wake.then_some(()))
+    })
+}
+
+/// Lets replicas that started together renew apart. Without randomness they do so together.
+fn jitter() -> u8 {
+    let mut byte = [0];
+    let filled = provider().secure_random.fill(&mut byte);
+    filled.map_or(0, |()| byte[0])
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
