@@ -76,6 +76,7 @@ pub struct Knowledge {
 
 /// What a request wants done.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, and updates are most of them")]
 enum Operation<'a> {
     Create(Object<'a>),
     Update { old: Object<'a>, new: Object<'a> },

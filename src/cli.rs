@@ -11,7 +11,7 @@ mod files;
 mod plan;
 mod run;
 mod validate;
-pub mod webhook;
+mod webhook;
 
 /// Scales kube-state-metrics with the cluster, without one missing series.
 #[derive(Debug, Parser)]
@@ -24,7 +24,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the operator. It finds the cluster by KUBECONFIG, or by its ServiceAccount in a pod.
-    Run(run::Run),
+    Run(Box<run::Run>),
     /// Check KSMScales in files as the API server would, without one.
     ///
     /// Exit code 0 if all are valid, 1 if one is not, 2 if a file cannot be read.

@@ -84,11 +84,9 @@ pub struct LeafRequest {
 /// and for clients in the cluster.
 #[must_use]
 pub fn server_names(service: &str, namespace: &str) -> Vec<String> {
-    ["".to_owned(), format!(".{namespace}"), format!(".{namespace}.svc")]
-        .into_iter()
-        .chain([format!(".{namespace}.svc.cluster.local")])
-        .map(|rest| format!("{service}{rest}"))
-        .collect()
+    let in_namespace = format!("{service}.{namespace}");
+    let (svc, local) = (format!("{in_namespace}.svc"), format!("{in_namespace}.svc.cluster.local"));
+    vec![service.to_owned(), in_namespace, svc, local]
 }
 
 impl Certificate {

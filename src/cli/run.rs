@@ -1,12 +1,16 @@
 //! `run`: the operator's process.
 
-use super::allowed::AllowedArgs;
+use super::{
+    allowed::AllowedArgs,
+    webhook::{Ended, Surroundings, WebhookArgs},
+};
 use crate::{
     controller::{self, Clients},
     plan::Settings,
     readiness::Readiness,
     server::{self, BindAddress},
-    telemetry::{self, LogFormat, metrics::Metrics},
+    telemetry::{self, LogFormat, certificate_metrics::CertificateMetrics, metrics::Metrics},
+    webhook,
 };
 use anyhow::Context as _;
 use clap::Args;
@@ -57,6 +61,8 @@ pub(super) struct Run {
     manage_service_account: bool,
     #[command(flatten)]
     allowed: AllowedArgs,
+    #[command(flatten)]
+    webhook: WebhookArgs,
     /// How log lines look.
     #[arg(long, env = "KSM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -66,6 +72,16 @@ pub(super) struct Run {
 }
 
 impl Run {
+    fn settings(&self) -> Settings {
+        Settings {
+            settle: self.settle_time,
+            requeue: self.requeue_interval,
+            requeue_sharded: self.requeue_interval_sharded,
+            manage_access: self.manage_service_account,
+            progress_deadline: self.progress_deadline,
+        }
+    }
+
     /// Runs until a signal.
     pub(super) fn run(self) -> anyhow::Result<()> {
         telemetry::init(self.log_format, &self.log_filter).context("cannot set up logging")?;
@@ -82,16 +98,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {
-    let clients = clients().await?;
-    let settings = Settings {
-        settle: args.settle_time,
-        requeue: args.requeue_interval,
-        requeue_sharded: args.requeue_interval_sharded,
-        manage_access: args.manage_service_account,
-        progress_deadline: args.progress_deadline,
-    };
+    let config = Config::infer()
+        .await
+        .context("cannot find a cluster: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+    let settings = args.settings();
     let allowed = args.allowed.allowed();
-    let (metrics, readiness) = (Metrics::default(), Readiness::default());
+    let (requests, certificates) = (webhook::Metrics::default(), CertificateMetrics::default());
+    let metrics = Metrics::with(|registry| {
+        requests.register(registry);
+        certificates.register(registry);
+    });
+    let readiness = Readiness::default();
     let health = args
         .health_probe_bind_address
         .bind()
@@ -108,9 +125,28 @@ async fn run(args: Run) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, "started");
     #[expect(clippy::disallowed_methods, reason = "the one place where the clock is handed out")]
     let clock = Timestamp::now;
-    let (_, controller) =
-        controller::controller(clients, settings, allowed, clock, metrics, &readiness, &stop);
-    controller.await;
+    let (view, controller) = controller::controller(
+        clients(config.clone())?,
+        settings,
+        allowed.clone(),
+        clock,
+        metrics,
+        &readiness,
+        &stop,
+    );
+    let idle = CancellationToken::new();
+    let webhook = args.webhook.start(Surroundings {
+        config,
+        view,
+        allowed,
+        clock,
+        readiness: &readiness,
+        metrics: requests,
+        certificates,
+        drain: stop.clone(),
+        stop: idle.clone(),
+    })?;
+    run_both(controller, webhook, &idle).await?;
     servers.cancel();
     health.await??;
     scrape.await??;
@@ -118,11 +154,29 @@ async fn run(args: Run) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The controller, and the webhook until it has ended after it. The webhook has no reason to end
+/// before, so the process ends with its error.
+async fn run_both(
+    controller: impl Future<Output = ()>,
+    webhook: Option<Ended>,
+    idle: &CancellationToken,
+) -> anyhow::Result<()> {
+    let Some(mut webhook) = webhook else {
+        controller.await;
+        return Ok(());
+    };
+    let ended = tokio::select! {
+        ended = &mut webhook => ended,
+        () = controller => {
+            idle.cancel();
+            webhook.await
+        }
+    };
+    ended.context("the webhook's thread panicked")?.context("the webhook has ended")
+}
+
 /// Retrying is left to the controller: it backs off for each object, and tells about it.
-async fn clients() -> anyhow::Result<Clients> {
-    let mut config = Config::infer()
-        .await
-        .context("cannot find a cluster: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+pub(super) fn clients(mut config: Config) -> anyhow::Result<Clients> {
     config.default_retry = false;
     config.connect_timeout = Some(CALL_TIMEOUT);
     config.write_timeout = Some(CALL_TIMEOUT);

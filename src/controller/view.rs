@@ -2,8 +2,13 @@
 
 use super::watches::Count;
 use crate::api::KSMScale;
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{ResourceExt, core::PartialObjectMeta, runtime::reflector::Store};
+use kube::{
+    ResourceExt,
+    core::PartialObjectMeta,
+    runtime::reflector::{Store, store::WriterDropped},
+};
 use tokio::sync::watch;
 
 /// What the controller's watches know of the cluster. It may be a moment old; clones share it.
@@ -15,6 +20,14 @@ pub struct View {
 }
 
 impl View {
+    /// Whether the first lists of KSMScales and of pods are complete. It stays so.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let complete = |ready: Option<Result<(), WriterDropped>>| matches!(ready, Some(Ok(())));
+        complete(self.scales.wait_until_ready().now_or_never())
+            && complete(self.pods.wait_until_ready().now_or_never())
+    }
+
     /// Nodes in the cluster; `None` until the first list is complete.
     #[must_use]
     pub fn nodes(&self) -> Option<u32> {

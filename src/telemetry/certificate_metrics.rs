@@ -37,14 +37,14 @@ impl CertificateMetrics {
     pub fn register(&self, registry: &mut Registry) {
         let Self { not_after, renewals, in_sync, phase } = self.clone();
         registry.register_with_unit(
-            "webhook_certificate_not_after",
+            "webhook_certificate_not_after_timestamp",
             "End of a certificate's life, in Unix time",
             Unit::Seconds,
             not_after,
         );
         registry.register(
             "webhook_certificate_renewals",
-            "Leaves and CAs that were made, by how it ended",
+            "Certificates that were made or found in the mounted folder, by whether they are served",
             renewals,
         );
         registry.register(

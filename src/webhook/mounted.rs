@@ -6,8 +6,6 @@
 //! when the clock jumps, or after a machine slept. A look is two small files in memory; nothing is
 //! parsed unless they changed.
 
-mod metrics;
-
 use super::Serving;
 use crate::{
     certificates::{
@@ -15,6 +13,7 @@ use crate::{
         reload::{Files, Reload, Step},
     },
     readiness::{Readiness, Requirement},
+    telemetry::certificate_metrics::CertificateMetrics,
 };
 use jiff::Timestamp;
 use std::{
@@ -24,8 +23,6 @@ use std::{
 };
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-
-pub use metrics::Metrics;
 
 const POLL: Duration = Duration::from_secs(2);
 
@@ -45,7 +42,7 @@ pub fn run(
     serving: Serving,
     clock: fn() -> Timestamp,
     readiness: &Readiness,
-    metrics: Metrics,
+    metrics: CertificateMetrics,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let valid = readiness.require("a valid certificate for the webhook");
@@ -72,7 +69,7 @@ struct Mounted {
     server_name: String,
     serving: Serving,
     valid: Requirement,
-    metrics: Metrics,
+    metrics: CertificateMetrics,
     reload: Reload,
 }
 
@@ -83,12 +80,13 @@ impl Mounted {
             Step::Keep => {}
             Step::Serve(pair) => {
                 tracing::info!(%dir, not_after = %pair.not_after, "serving the mounted certificate");
-                self.metrics.served(&pair);
+                self.metrics.not_after("leaf", pair.not_after);
+                self.metrics.renewed(true);
                 self.serving.swap(pair);
             }
             Step::Refuse(cause) => {
                 tracing::warn!(%dir, %cause, "the mounted certificate is not served");
-                self.metrics.refused();
+                self.metrics.renewed(false);
             }
         }
         match self.serving.current().map(|pair| pair.check(&self.server_name, now)) {

@@ -4,8 +4,9 @@
 use super::Serving;
 use crate::{
     certificates::trust::{Configuration, Configures, Distrust, verify},
-    names::WEBHOOK_CONFIGURATION,
+    names::{WEBHOOK_CONFIGURATION, webhook_server_name},
     readiness::{Readiness, Requirement},
+    telemetry::certificate_metrics::CertificateMetrics,
 };
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 const TICK: Duration = Duration::from_secs(2);
 
 /// Watches both webhook configurations, and requires for readiness that every `caBundle` in them
-/// verifies what is served as `server_name`. `remedy` says where to look if one does not.
+/// verifies what is served for the Service's name. `remedy` says where to look if one does not.
 ///
 /// While the API server cannot be reached the last known configurations count. Never ends before
 /// `stop`, and can be dropped at any moment. The requirement counts from this call on, before
@@ -37,14 +38,15 @@ const TICK: Duration = Duration::from_secs(2);
 pub fn run(
     watches: Client,
     serving: Serving,
-    server_name: String,
     remedy: &'static str,
     clock: fn() -> Timestamp,
     readiness: &Readiness,
+    metrics: CertificateMetrics,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + Send + use<> {
     let trusted = readiness.require("the API server's trust in the webhook's certificate");
-    let mut verdict = Verdict { trusted, remedy, cause: None };
+    let mut verdict = Verdict { trusted, remedy, metrics, cause: None };
+    let server_name = webhook_server_name();
     async move {
         let mut changes = stream::select(
             follow::<MutatingWebhookConfiguration>(watches.clone()),
@@ -92,6 +94,7 @@ where
 struct Verdict {
     trusted: Requirement,
     remedy: &'static str,
+    metrics: CertificateMetrics,
     /// What was logged last. Not its text, in which the time passes.
     cause: Option<Discriminant<Distrust>>,
 }
@@ -100,6 +103,7 @@ impl Verdict {
     fn tell(&mut self, verdict: Result<(), Distrust>) {
         let cause = verdict.as_ref().err().map(mem::discriminant);
         let is_news = mem::replace(&mut self.cause, cause) != cause;
+        self.metrics.in_sync(verdict.is_ok());
         match verdict {
             Ok(()) => {
                 self.trusted.met();

@@ -18,6 +18,7 @@ use ksm_scale_operator::{
         WEBHOOK_CONFIGURATION, webhook_server_name,
     },
     readiness::Readiness,
+    telemetry::certificate_metrics::CertificateMetrics,
     webhook::{Serving, mounted, trust},
 };
 use kube::{Api, Client};
@@ -89,16 +90,16 @@ impl Replica {
             serving.clone(),
             clock,
             &readiness,
-            mounted::Metrics::default(),
+            CertificateMetrics::default(),
             stop.clone(),
         ));
         tokio::spawn(trust::run(
             cluster.client.clone(),
             serving.clone(),
-            webhook_server_name(),
             "see the cainjector",
             clock,
             &readiness,
+            CertificateMetrics::default(),
             stop.clone(),
         ));
         let address = serve(serving.clone(), stop.clone()).await;

@@ -93,7 +93,7 @@ struct Loop {
 impl Loop {
     fn start(dir: &Path, clock: fn() -> Timestamp) -> Self {
         let (serving, readiness) = (Serving::default(), Readiness::default());
-        let (metrics, stop) = (Metrics::default(), CancellationToken::new());
+        let (metrics, stop) = (CertificateMetrics::default(), CancellationToken::new());
         let mut registry = prometheus_client::registry::Registry::default();
         metrics.register(&mut registry);
         let task = tokio::spawn(run(
@@ -196,7 +196,7 @@ fn w7_the_process_is_not_ready_while_what_is_served_is_not_valid() {
         server_name: NAME.to_owned(),
         serving: Serving::default(),
         valid: readiness.require("a valid certificate"),
-        metrics: Metrics::default(),
+        metrics: CertificateMetrics::default(),
         reload: Reload::default(),
     };
     mounted.look(Ok(pair.clone()), clock());
