@@ -31,7 +31,7 @@ fn o1_help_texts_are_as_committed() {
     use clap::CommandFactory;
     let mut command = ksm_scale_operator::cli::Cli::command();
     let mut text = command.render_long_help().to_string();
-    for name in ["run", "validate", "plan", "crd", "manifests"] {
+    for name in ["run", "validate", "plan", "crd", "manifests", "policies"] {
         let sub = command.find_subcommand_mut(name).expect("a subcommand");
         let _ = write!(text, "\n---- {name}\n{}", sub.render_long_help());
     }
