@@ -37,6 +37,15 @@ impl Default for Allowed {
 }
 
 impl Allowed {
+    /// Every namespace and every image.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self {
+            namespaces: vec![NamespacePattern(Pattern::Any)],
+            images: vec![ImagePattern(Pattern::Any)],
+        }
+    }
+
     /// The verdict of [`crate::validate::validate`], with what is not allowed as violations too.
     ///
     /// # Errors
@@ -55,35 +64,36 @@ impl Allowed {
     /// What `scale` asks for and may not have, by field; empty if it may have everything.
     #[must_use]
     pub fn violations(&self, scale: &Scale) -> Vec<Violation> {
-        let (namespace, image) = (&scale.namespace, &scale.image);
-        let here = self.namespaces.iter().any(|pattern| pattern.0.matches(namespace));
-        let repository = repository(image);
-        let this = self.images.iter().any(|pattern| pattern.0.matches(&repository));
+        let (namespace, repository) = (&scale.namespace, repository(&scale.image));
         let mut found = Vec::new();
-        if !here {
-            let detail = format!(
-                "the operator may not put pods in namespace {namespace:?}, only in {}: take one of these, or have it added to --allowed-namespaces",
-                list(&self.namespaces)
-            );
-            found.push(forbidden("spec.namespace", &detail));
+        if !self.namespaces.iter().any(|pattern| pattern.0.matches(namespace)) {
+            found.push(forbidden("spec.namespace", self.namespace_forbidden(namespace)));
         }
-        if !this {
-            let detail = format!(
-                "the operator may not run {repository}, only {}: take one of these, or have it added to --allowed-images",
-                list(&self.images)
-            );
-            found.push(forbidden("spec.monitorImage", &detail));
+        if !self.images.iter().any(|pattern| pattern.0.matches(&repository)) {
+            found.push(forbidden("spec.monitorImage", self.image_forbidden(&repository)));
         }
         found
     }
+
+    /// What is said of a namespace that is not allowed.
+    pub(crate) fn namespace_forbidden(&self, namespace: &str) -> String {
+        format!(
+            "Forbidden: the operator may not put pods in namespace {namespace}, only in {}: take one of these, or have it added to --allowed-namespaces",
+            list(&self.namespaces)
+        )
+    }
+
+    /// What is said of an image that is not allowed, by its repository.
+    pub(crate) fn image_forbidden(&self, repository: &str) -> String {
+        format!(
+            "Forbidden: the operator may not run {repository}, only {}: take one of these, or have it added to --allowed-images",
+            list(&self.images)
+        )
+    }
 }
 
-fn forbidden(field: &str, detail: &str) -> Violation {
-    Violation {
-        field: field.to_owned(),
-        reason: Reason::FieldValueForbidden,
-        message: format!("Forbidden: {detail}"),
-    }
+fn forbidden(field: &str, message: String) -> Violation {
+    Violation { field: field.to_owned(), reason: Reason::FieldValueForbidden, message }
 }
 
 fn list(patterns: &[impl fmt::Display]) -> String {
@@ -107,6 +117,16 @@ impl Pattern {
             Self::Exact(exact) => text == exact,
         }
     }
+
+    /// [`Pattern::matches`] as CEL, over an expression for the text. No pattern has a character
+    /// that a literal would have to escape.
+    fn cel(&self, text: &str) -> String {
+        match self {
+            Self::Any => "true".to_owned(),
+            Self::Prefix(prefix) => format!("{text}.startsWith('{prefix}')"),
+            Self::Exact(exact) => format!("{text} == '{exact}'"),
+        }
+    }
 }
 
 impl fmt::Display for Pattern {
@@ -122,6 +142,13 @@ impl fmt::Display for Pattern {
 /// A namespace, `team-*`, or `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespacePattern(Pattern);
+
+impl NamespacePattern {
+    /// As CEL, over an expression for the namespace's name.
+    pub(crate) fn cel(&self, namespace: &str) -> String {
+        self.0.cel(namespace)
+    }
+}
 
 impl fmt::Display for NamespacePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -154,6 +181,13 @@ impl FromStr for NamespacePattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImagePattern(Pattern);
 
+impl ImagePattern {
+    /// As CEL, over an expression for what [`REPOSITORY_CEL`] gives.
+    pub(crate) fn cel(&self, repository: &str) -> String {
+        self.0.cel(repository)
+    }
+}
+
 impl fmt::Display for ImagePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -183,8 +217,13 @@ impl FromStr for ImagePattern {
             None => Pattern::Exact(with_registry(text).into_owned()),
         };
         let said = pattern.to_string();
-        if said.trim_end_matches('*').contains('*') {
+        let name = said.strip_suffix('*').unwrap_or(&said);
+        if name.contains('*') {
             return bad("* stands at its end only");
+        }
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-:/".contains(c);
+        if !name.chars().all(fits) {
+            return bad("no repository has such a character");
         }
         Ok(Self(pattern))
     }
@@ -205,11 +244,22 @@ fn repository(image: &str) -> Cow<'_, str> {
 /// path of its library (<https://github.com/distribution/reference>, `normalize.go`).
 fn with_registry(name: &str) -> Cow<'_, str> {
     match name.split_once('/') {
-        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => name.into(),
+        Some((first, _)) if is_registry(first) => name.into(),
         Some(_) => format!("docker.io/{name}").into(),
         None => format!("docker.io/library/{name}").into(),
     }
 }
+
+fn is_registry(first: &str) -> bool {
+    // Only a registry may have capitals: `Evil/x` is not Docker Hub's.
+    first == "localhost" || first.contains(|c: char| matches!(c, '.' | ':' | 'A'..='Z'))
+}
+
+/// [`repository`] without its registry, as CEL, over `object.spec.monitorImage`.
+pub(crate) const NAME_CEL: &str = r"object.spec.monitorImage.split('@')[0].find('^(.*/)?[^:/]*')";
+
+/// [`with_registry`] as CEL, over a variable for what [`NAME_CEL`] gives.
+pub(crate) const REPOSITORY_CEL: &str = "variables.imageName.matches('^([^/]*[.:A-Z][^/]*|localhost)/') ? variables.imageName : (variables.imageName.contains('/') ? 'docker.io/' : 'docker.io/library/') + variables.imageName";
 
 #[cfg(test)]
 mod tests {
@@ -253,7 +303,7 @@ mod tests {
 
     #[test]
     fn w5_an_image_matches_by_its_repository_however_it_is_written() {
-        let some = allowed(&["*"], &["ksm", "mirror.example.com:5000/k8s/*"]);
+        let some = allowed(&["*"], &["ksm", "mirror.example.com:5000/k8s/*", "docker.io/Evil/*"]);
         for (image, fits) in [
             ("ksm", true),
             ("ksm:v2", true),
@@ -264,6 +314,7 @@ mod tests {
             ("mirror.example.com/k8s/ksm", false),
             ("other/ksm", false),
             ("ksm2", false),
+            ("Evil/ksm", false),
         ] {
             let found = fields(&some, &json!({"monitorImage": image}));
             assert_eq!(found.is_empty(), fits, "{image}");
@@ -276,9 +327,19 @@ mod tests {
             let error = text.parse::<NamespacePattern>().unwrap_err();
             assert!(error.contains("no namespace"), "{error}");
         }
-        for text in
-            ["", "registry.example.com*", "a:v1", "a@sha256:00", "a/*/b", "*/a", "/*", "a/**"]
-        {
+        for text in [
+            "",
+            "registry.example.com*",
+            "a:v1",
+            "a@sha256:00",
+            "a/*/b",
+            "*/a",
+            "/*",
+            "a/**",
+            "a'",
+            "a b",
+            "a,b",
+        ] {
             let error = text.parse::<ImagePattern>().unwrap_err();
             assert!(error.contains("no repository"), "{error}");
         }

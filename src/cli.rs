@@ -1,6 +1,6 @@
 //! The command line. Here, and only here, the clock and the environment are read.
 
-use crate::manifests;
+use crate::manifests::{self, Manifest};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::{io::Write as _, process::ExitCode};
@@ -36,8 +36,10 @@ enum Command {
     Certs(certs::Certs),
     /// Print the CustomResourceDefinition of KSMScale.
     Crd,
-    /// Print every generated manifest: the CRD, and the rights the operator needs.
+    /// Print what the operator needs in a cluster: the CRD, and its rights.
     Manifests,
+    /// Print the admission policies that decide in place of the webhooks, for what is allowed.
+    Policies(allowed::AllowedArgs),
 }
 
 impl Cli {
@@ -52,19 +54,20 @@ impl Cli {
             Command::Plan(plan) => plan.run()?,
             Command::Certs(certs) => return certs.run(),
             Command::Crd => {
-                let crd = manifests::all()?.into_iter().find(|m| m.path.starts_with("crds/"));
+                let crd = manifests::base()?.into_iter().find(|m| m.path.starts_with("crds/"));
                 print(&crd.map(|crd| crd.text).unwrap_or_default())?;
             }
-            Command::Manifests => {
-                let texts: Vec<_> = manifests::all()?
-                    .into_iter()
-                    .map(|manifest| format!("# {}\n{}", manifest.path, manifest.text))
-                    .collect();
-                print(&texts.join("---\n"))?;
-            }
+            Command::Manifests => print_all(&manifests::base()?)?,
+            Command::Policies(args) => print_all(&manifests::policies(&args.allowed())?)?,
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn print_all(manifests: &[Manifest]) -> anyhow::Result<()> {
+    let texts: Vec<_> =
+        manifests.iter().map(|Manifest { path, text }| format!("# {path}\n{text}")).collect();
+    print(&texts.join("---\n"))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

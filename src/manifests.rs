@@ -1,9 +1,11 @@
-//! The manifests that are generated: the CRD, and the rights the operator needs (O4).
+//! The manifests that are generated: the CRD, the rights the operator needs (O4), the webhooks'
+//! configurations, and admission policies in their place.
 //!
 //! The tables of rights stand here as data. The tests run the operator under exactly these, on a
 //! control plane that enforces RBAC, so a right that is missing fails a test.
 
 use crate::{
+    allowed::Allowed,
     crd,
     names::{
         CA_SECRET, METRICS_CLUSTER_ROLE, OPERATOR, OPERATOR_NAMESPACE, WEBHOOK_CONFIGURATION,
@@ -22,7 +24,10 @@ use k8s_openapi::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 
+mod cel;
 mod certs;
+mod policies;
+mod webhooks;
 
 pub use certs::certs;
 
@@ -140,18 +145,67 @@ const METRICS_RIGHTS: &[Rights] = &[
     ("storage.k8s.io", &["storageclasses", "volumeattachments"], &[], LIST_WATCH),
 ];
 
+type Result<T> = std::result::Result<T, serde_saphyr::ser::Error>;
+
 /// Every generated manifest but [`certs`].
 ///
 /// # Errors
 /// Never on a build that passes the tests: the objects are constant.
-pub fn all() -> Result<Vec<Manifest>, serde_saphyr::ser::Error> {
+pub fn all() -> Result<Vec<Manifest>> {
+    Ok([base()?, webhooks()?, policies(&Allowed::default())?].concat())
+}
+
+/// What the operator needs to run: the CRD and its rights.
+///
+/// # Errors
+/// As [`all`].
+pub fn base() -> Result<Vec<Manifest>> {
     Ok(vec![
         Manifest { path: "crds/ksmscales.monitor.example.com.yaml", text: document(&crd::crd())? },
         Manifest { path: "deploy/base/rbac.yaml", text: rbac()? },
     ])
 }
 
-fn rbac() -> Result<String, serde_saphyr::ser::Error> {
+/// The webhooks' configurations. Where nobody serves the webhooks, they refuse every change of a
+/// KSMScale.
+///
+/// # Errors
+/// As [`all`].
+pub fn webhooks() -> Result<Vec<Manifest>> {
+    Ok(vec![
+        Manifest {
+            path: "webhook-config/base/mutating.yaml",
+            text: document(&webhooks::mutating())?,
+        },
+        Manifest {
+            path: "webhook-config/base/validating.yaml",
+            text: document(&webhooks::validating())?,
+        },
+    ])
+}
+
+/// The admission policies that decide in place of the webhooks, for what `allowed` says.
+///
+/// # Errors
+/// As [`all`].
+pub fn policies(allowed: &Allowed) -> Result<Vec<Manifest>> {
+    let join = |objects: Vec<serde_json::Value>| {
+        let documents: Result<Vec<_>> = objects.iter().map(document).collect();
+        documents.map(|documents| documents.join("---\n"))
+    };
+    Ok(vec![
+        Manifest {
+            path: "webhook-config/policies/mutating.yaml",
+            text: join(policies::mutating())?,
+        },
+        Manifest {
+            path: "webhook-config/policies/validating.yaml",
+            text: join(policies::validating(allowed))?,
+        },
+    ])
+}
+
+fn rbac() -> Result<String> {
     let event_role = format!("{OPERATOR}-events");
     let documents = [
         document(&Namespace { metadata: meta(OPERATOR_NAMESPACE, None), ..Default::default() })?,
@@ -178,7 +232,7 @@ fn rbac() -> Result<String, serde_saphyr::ser::Error> {
     Ok(documents.join("---\n"))
 }
 
-fn document(object: &impl Serialize) -> Result<String, serde_saphyr::ser::Error> {
+fn document(object: &impl Serialize) -> Result<String> {
     serde_saphyr::to_string(object)
 }
 
@@ -186,17 +240,13 @@ fn meta(name: &str, namespace: Option<&str>) -> ObjectMeta {
     ObjectMeta {
         name: Some(name.to_owned()),
         namespace: namespace.map(str::to_owned),
-        labels: Some(BTreeMap::from([("app.kubernetes.io/part-of".into(), OPERATOR.into())])),
+        labels: Some(labels()),
         ..Default::default()
     }
 }
 
 /// A Role with its binding.
-fn role(
-    name: &str,
-    namespace: &str,
-    rights: &[Rights],
-) -> Result<String, serde_saphyr::ser::Error> {
+fn role(name: &str, namespace: &str, rights: &[Rights]) -> Result<String> {
     let role = Role { metadata: meta(name, Some(namespace)), rules: Some(rules(rights)) };
     let binding = RoleBinding {
         metadata: meta(name, Some(namespace)),
@@ -204,6 +254,10 @@ fn role(
         subjects: Some(vec![operator()]),
     };
     Ok([document(&role)?, document(&binding)?].join("---\n"))
+}
+
+fn labels() -> BTreeMap<String, String> {
+    BTreeMap::from([("app.kubernetes.io/part-of".into(), OPERATOR.into())])
 }
 
 fn cluster_role(name: &str, rights: &[Rights]) -> ClusterRole {

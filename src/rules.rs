@@ -67,6 +67,15 @@ impl Rule {
     pub fn path(&self) -> String {
         format!("{}{}", self.at.join("."), self.field)
     }
+
+    /// What a violation says after the path, in the form of the API server.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self.reason {
+            Reason::FieldValueRequired => format!("Required value: {}", self.message),
+            _ => format!("Invalid value: {}", self.message),
+        }
+    }
 }
 
 /// Every rule, in the order in which violations are reported.

@@ -153,10 +153,7 @@ pub fn validate_owned(mut object: Value) -> Result<Valid<Scale>, Violations> {
     found.extend(RULES.iter().filter(|rule| !(rule.holds)(&typed.spec)).map(|rule| Violation {
         field: rule.path(),
         reason: rule.reason,
-        message: match rule.reason {
-            Reason::FieldValueRequired => format!("Required value: {}", rule.message),
-            _ => format!("Invalid value: {}", rule.message),
-        },
+        message: rule.text(),
     }));
     if found.is_empty() { Ok(Valid(parse(typed))) } else { Err(Violations(found)) }
 }

@@ -32,7 +32,7 @@ fn o1_help_texts_are_as_committed() {
     use clap::CommandFactory;
     let mut command = ksm_scale_operator::cli::Cli::command();
     let mut text = command.render_long_help().to_string();
-    for name in ["run", "validate", "plan", "certs", "crd", "manifests"] {
+    for name in ["run", "validate", "plan", "certs", "crd", "manifests", "policies"] {
         let sub = command.find_subcommand_mut(name).expect("a subcommand");
         let _ = write!(text, "\n---- {name}\n{}", sub.render_long_help());
     }
@@ -70,7 +70,8 @@ fn o2_plans_are_as_committed() {
 #[test]
 fn o2_what_cannot_be_planned_is_refused_with_the_cause() {
     let sample = "deploy/samples/sharded.yaml";
-    let cases: [(&[&str], &str); 4] = [
+    let cases: [(&[&str], &str); 5] = [
+        (&["-f", sample, "--nodes", "4", "--allowed-images", "ksm"], "--allowed-images"),
         (&["-f", "deploy/samples", "--nodes", "4"], "holds 3 KSMScales"),
         (&["-f", "examples/demo/mistakes.yaml", "--nodes", "4"], "spec.nodesPerMonitor: Invalid"),
         (&["-f", sample, "--nodes", "4..3"], "the range is empty"),
@@ -115,4 +116,33 @@ fn o2_validate_tells_each_fault_with_its_line_and_by_its_exit_code() {
     let (code, _, stderr) = run(&["validate", "-f", "nowhere.yaml"]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("nowhere.yaml"), "{stderr}");
+}
+
+/// What the operator would refuse by its flags is refused offline by the same flags.
+#[test]
+fn w5_o2_validate_refuses_what_is_not_allowed() {
+    let sample = ["validate", "-f", "deploy/samples/development.yaml"];
+    let (code, stdout, stderr) = run(&sample);
+    assert_eq!(code, Some(0), "{stdout}{stderr}");
+    let flags = ["--allowed-namespaces", "team-*", "--allowed-images", "ksm,evil/*"];
+    let (code, stdout, _) = run(&[&sample[..], &flags].concat());
+    assert_eq!(code, Some(1));
+    for cause in ["spec.namespace: Forbidden: ", "spec.monitorImage: Forbidden: "] {
+        assert!(stdout.contains(cause), "{stdout}");
+    }
+    let flags = ["--allowed-namespaces", "Team"];
+    let (code, _, stderr) = run(&[&sample[..], &flags].concat());
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("a prefix such as team-*"), "{stderr}");
+}
+
+/// Policies for other flags than the default ones need no hand on generated files.
+#[test]
+fn w5_the_policies_are_printed_for_what_is_allowed() {
+    let (code, stdout, stderr) = run(&["policies", "--allowed-namespaces", "team-*,a"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let allowed = "object.spec.namespace.startsWith('team-') || object.spec.namespace == 'a'";
+    assert!(stdout.contains(allowed), "{stdout}");
+    let (_, stdout, _) = run(&["manifests"]);
+    assert!(!stdout.contains("Webhook") && !stdout.contains("kind: ValidatingAdmission"));
 }

@@ -1,7 +1,8 @@
 //! `plan`: pods, their distribution and the steps of a change, without a cluster (O2).
 
-use super::{files, print};
+use super::{allowed::AllowedArgs, files, print};
 use crate::{
+    allowed::Allowed,
     coverage::Coverage,
     forecast::{Step, at_rest, steps},
     observed::ObservedPod,
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     /// The KSMScale as it is now: shows the steps from there. Not with a range.
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
+    #[command(flatten)]
+    allowed: AllowedArgs,
     /// How to write it.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -100,8 +103,11 @@ struct StepLine {
 
 impl Plan {
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let scale = scale_in(&self.filename)?;
-        let from = self.from.as_deref().map(scale_in).transpose()?;
+        let allowed = self.allowed.allowed();
+        let scale = scale_in(&self.filename, &allowed)?;
+        // What is there already may have been allowed at its time.
+        let everything = Allowed::everything();
+        let from = self.from.as_deref().map(|path| scale_in(path, &everything)).transpose()?;
         if let Some(from) = from.as_ref().filter(|from| from.name != scale.name) {
             bail!(
                 "--from is KSMScale {} and -f is {}: steps lead from one spec of a KSMScale to another of the same",
@@ -133,13 +139,14 @@ impl Plan {
     }
 }
 
-/// The one KSMScale of a file, valid.
-fn scale_in(path: &Path) -> anyhow::Result<Valid<Scale>> {
+/// The one KSMScale of a file, valid and allowed.
+fn scale_in(path: &Path, allowed: &Allowed) -> anyhow::Result<Valid<Scale>> {
     let found = files::read(&[path.to_owned()])?;
     let [written] = &found.scales[..] else {
         bail!("{} holds {} KSMScales; give a file with one", path.display(), found.scales.len());
     };
-    validate(&written.document.json)
+    allowed
+        .check(validate(&written.document.json))
         .with_context(|| format!("{}: KSMScale {} is not valid", written.file, written.name()))
 }
 

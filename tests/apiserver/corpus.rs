@@ -15,8 +15,8 @@ use std::{collections::BTreeSet, fmt::Write};
 /// One row of the corpus.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Case {
-    name: String,
+pub struct Case {
+    pub name: String,
     #[serde(default = "metadata")]
     metadata: Value,
     /// Absent where the object has none. A null in the file is a null.
@@ -38,7 +38,7 @@ fn given<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Value>, D:
 }
 
 impl Case {
-    fn object(&self) -> Value {
+    pub fn object(&self) -> Value {
         let mut object = json!({
             "apiVersion": "monitor.example.com/v1alpha1",
             "kind": "KSMScale",
@@ -55,16 +55,16 @@ fn read(text: &str) -> Vec<Case> {
     serde_saphyr::from_str(text).expect("a list of cases")
 }
 
-fn good() -> Vec<Case> {
+pub fn good() -> Vec<Case> {
     read(include_str!("../corpus/good.yaml"))
 }
 
-fn bad() -> Vec<Case> {
+pub fn bad() -> Vec<Case> {
     read(include_str!("../corpus/bad.yaml"))
 }
 
 /// Asks the API server to create the object, strictly and without keeping it.
-async fn create(client: &Client, object: &Value) -> Result<Value, Box<Status>> {
+pub async fn create(client: &Client, object: &Value) -> Result<Value, Box<Status>> {
     let url = "/apis/monitor.example.com/v1alpha1/ksmscales";
     let body = serde_json::to_vec(object).expect("JSON");
     let dry = PostParams { dry_run: true, ..PostParams::default() };

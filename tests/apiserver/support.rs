@@ -53,7 +53,7 @@ impl Cluster {
     async fn bare(level: Level) -> Self {
         let plane = ControlPlane::start(level).await.expect("a control plane");
         let client = plane.admin();
-        for manifest in manifests::all().expect("manifests") {
+        for manifest in manifests::base().expect("manifests") {
             apply_yaml(&client, &manifest.text).await;
         }
         let cluster = Self { plane, client, kubelet: None };
