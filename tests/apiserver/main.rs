@@ -14,6 +14,7 @@ mod obstacles;
 mod policies;
 mod scaling;
 mod self_managed;
+mod served;
 mod stored;
 mod stuck;
 mod support;

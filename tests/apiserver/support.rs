@@ -18,11 +18,15 @@ use kube::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
+mod caller;
 mod operator;
+mod webhook;
 mod witness;
 
+pub use caller::{Caller, Connections};
 pub use devcluster::eventually;
 pub use operator::Operator;
+pub use webhook::{PROXY_DELAY, Replica, Webhooks};
 pub use witness::{History, Witness};
 
 /// What a wait may take. Nothing here takes a tenth of it on a quiet machine.
@@ -72,7 +76,7 @@ impl Cluster {
         cluster
     }
 
-    fn dynamic(&self, api_version: &str, kind: &str) -> Api<DynamicObject> {
+    pub fn dynamic(&self, api_version: &str, kind: &str) -> Api<DynamicObject> {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let gvk = kube::core::GroupVersionKind::gvk(group, version, kind);
         Api::all_with(self.client.clone(), &ApiResource::from_gvk(&gvk))

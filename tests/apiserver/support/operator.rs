@@ -36,6 +36,9 @@ impl Operator {
                 all.extend([flag, "*"]);
             }
         }
+        if !args.contains(&"--webhook") {
+            all.extend(["--webhook", "off"]);
+        }
         all.extend(args);
         let env = [("KUBECONFIG", kubeconfig)];
         let process =
