@@ -78,7 +78,7 @@ impl Allowed {
     /// What is said of a namespace that is not allowed.
     pub(crate) fn namespace_forbidden(&self, namespace: &str) -> String {
         format!(
-            "Forbidden: the operator may not put pods in namespace {namespace}, only in {}: take one of these, or have it added to --allowed-namespaces",
+            "Forbidden: the operator may not put pods in namespace {namespace:?}, only in {}: take one of these, or have it added to --allowed-namespaces",
             list(&self.namespaces)
         )
     }

@@ -35,14 +35,7 @@ impl Bounds {
 
     fn add(&mut self, schema: &JSONSchemaProps, path: &[&str]) {
         for name in schema.required.iter().flatten() {
-            let field = [path, &[name]].concat();
-            let missing = if path.is_empty() {
-                format!("!{}", exists(&field))
-            } else {
-                format!("{} && !{}", exists(path), exists(&field))
-            };
-            let said = literal(&format!("{}: Required value", field.join(".")));
-            self.check(&field, &missing, &format!("{missing} ? {said} : ''"));
+            self.required(path, name);
         }
         for (name, schema) in schema.properties.iter().flatten() {
             let field = [path, &[name]].concat();
@@ -52,6 +45,24 @@ impl Bounds {
             self.leaf(schema, &field);
             self.add(schema, &field);
         }
+    }
+
+    /// Missing before too is let pass (W3), if what it is missing from was there.
+    fn required(&mut self, parent: &[&str], name: &str) {
+        let field = [parent, &[name]].concat();
+        let had = format!("{}.hasValue()", optional("oldObject", &field));
+        let lacks = format!("!{}", exists(&field));
+        let (missing, anew) = match parent {
+            [] => (lacks, had),
+            _ => (
+                format!("{} && {lacks}", exists(parent)),
+                format!("!{}.hasValue() || {had}", optional("oldObject", parent)),
+            ),
+        };
+        let said = literal(&format!("{}: Required value", field.join(".")));
+        self.checks
+            .push(format!("{missing} && (request.operation == 'CREATE' || {anew}) ? {said} : ''"));
+        self.blocking.push(missing);
     }
 
     fn leaf(&mut self, schema: &JSONSchemaProps, path: &[&str]) {
@@ -71,11 +82,6 @@ impl Bounds {
             (Some(number), Some(text)) => format!("type({value}) == int ? ({number}) : ({text})"),
         };
         self.checks.push(format!("{} && {} ? ({check}) : ''", exists(path), changed(path)));
-    }
-
-    fn check(&mut self, path: &[&str], blocking: &str, check: &str) {
-        self.blocking.push(blocking.to_owned());
-        self.checks.push(format!("{} && {check}", changed(path)));
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn validating(allowed: &Allowed) -> Vec<Value> {
         },
         {
             "expression": may_create_pods(),
-            "messageExpression": "'spec.namespace: Forbidden: user ' + request.userInfo.username + ' may not create pods in namespace ' + object.spec.namespace + ': have a Role bound there that allows it, or take another namespace'",
+            "messageExpression": r#"'spec.namespace: Forbidden: user "' + request.userInfo.username + '" may not create pods in namespace "' + object.spec.namespace + '", and a KSMScale runs its pods there: ask for a Role in "' + object.spec.namespace + '" with the verb create on pods, or set spec.namespace to a namespace where you may create them'"#,
             "message": "spec.namespace: Forbidden: whoever writes a KSMScale has to be allowed to create pods in its namespace",
             "reason": "Forbidden",
         },
@@ -49,7 +49,7 @@ pub(super) fn validating(allowed: &Allowed) -> Vec<Value> {
     deletion["spec"]["matchConditions"] = match_conditions(&[NOT_BEING_DELETED]);
     deletion["spec"]["validations"] = json!([{
         "expression": "!oldObject.?spec.?deletionProtection.orValue(false) || oldObject.?status.?currentReplicas.orValue(1) == 0",
-        "messageExpression": "'KSMScale ' + oldObject.metadata.name + \" has pods and spec.deletionProtection: first do `kubectl patch ksmscale \" + oldObject.metadata.name + \" --type=merge -p '{\\\"spec\\\":{\\\"deletionProtection\\\":false}}'`\"",
+        "messageExpression": r#"'spec.deletionProtection: Forbidden: KSMScale ' + oldObject.metadata.name + ' is protected from deletion while it has pods: to delete it, first run kubectl patch ksmscale ' + oldObject.metadata.name + " --type=merge -p '{\"spec\":{\"deletionProtection\":false}}'""#,
         "reason": "Forbidden",
     }]);
     vec![

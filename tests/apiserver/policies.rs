@@ -62,7 +62,7 @@ async fn install(cluster: &Cluster, allowed: &Allowed) {
     for manifest in manifests::policies(allowed).expect("manifests") {
         apply_yaml(&cluster.client, &manifest.text).await;
     }
-    let wrong = scale("probe", json!({"nodesPerMonitor": 1}));
+    let wrong = scale("probe", &json!({"nodesPerMonitor": 1}));
     eventually("the validating policy is in force", SOON, || async {
         create(&cluster.client, &wrong).await.is_err().then_some(())
     })
@@ -84,14 +84,14 @@ async fn install(cluster: &Cluster, allowed: &Allowed) {
 
 async fn until_defaults(cluster: &Cluster) {
     eventually("the mutating policy is in force", SOON, || async {
-        let stored = create(&cluster.client, &scale("probe", json!({}))).await.ok()?;
+        let stored = create(&cluster.client, &scale("probe", &json!({}))).await.ok()?;
         (stored["spec"]["nodesPerMonitor"] == 15).then_some(())
     })
     .await
     .expect("a policy in force");
 }
 
-fn scale(name: &str, spec: Value) -> Value {
+fn scale(name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "monitor.example.com/v1alpha1", "kind": "KSMScale", "metadata": {"name": name}, "spec": spec})
 }
 
@@ -203,6 +203,11 @@ async fn w3_the_policies_hold_nothing_back_for_what_was_there_before_them() {
         let result = merge(&cluster.client, "old", patch.clone()).await;
         assert!(result.is_ok(), "{patch}: {result:?}");
     }
+    // What is new is judged, however much of it was missing before.
+    cluster.apply("bare", json!({"nodesPerMonitor": 20})).await;
+    let patch = json!({"spec": {"sharding": {"shardCount": 3}}});
+    let status = merge(&cluster.client, "bare", patch).await.expect_err("it lacks a field");
+    assert_eq!(said(&status), "spec.sharding.enabled: Required value");
     // Being deleted, nothing about it is judged.
     let api = scales(&cluster.client);
     api.delete("old", &DeleteParams::default()).await.expect("its deletion begins");
@@ -229,7 +234,7 @@ async fn r68_a_protected_scale_is_deleted_only_without_pods_and_the_refusal_says
             Ok(_) => assert!(deletable, "{pods} pods"),
             Err(kube::Error::Api(status)) => {
                 assert!(!deletable && status.code == 403, "{pods} pods: {status:?}");
-                let fix = r#"`kubectl patch ksmscale dev --type=merge -p '{"spec":{"deletionProtection":false}}'`"#;
+                let fix = r#"kubectl patch ksmscale dev --type=merge -p '{"spec":{"deletionProtection":false}}'"#;
                 assert!(status.message.ends_with(fix), "{}", status.message);
             }
             Err(other) => panic!("{other}"),
@@ -282,7 +287,7 @@ async fn w5_the_policies_allow_the_namespaces_and_images_that_the_operator_allow
     let specs = images.iter().map(with_image).chain(namespaces.map(with_namespace)).chain([both]);
     let (mut refused, mut accepted) = (0, 0);
     for spec in specs {
-        let object = scale("case", spec.clone());
+        let object = scale("case", &spec);
         let here = allowed.check(validate(&object)).map(drop).map_err(|all| all.to_string());
         let there = create(&cluster.client, &object).await.map(drop);
         let there = there.map_err(|status| said(&status).to_owned());
@@ -298,7 +303,7 @@ async fn install_with_image(cluster: &Cluster, allowed: &Allowed) {
         apply_yaml(&cluster.client, &manifest.text).await;
     }
     eventually("the policy is in force", SOON, || async {
-        create(&cluster.client, &scale("probe", json!({}))).await.is_err().then_some(())
+        create(&cluster.client, &scale("probe", &json!({}))).await.is_err().then_some(())
     })
     .await
     .expect("a policy in force");
@@ -344,7 +349,7 @@ async fn w5_who_may_not_create_pods_may_not_have_the_operator_create_them() {
     merge(&dev, "theirs", json!({"spec": {"nodesPerMonitor": 20}}))
         .await
         .expect("no pods elsewhere");
-    let ours = scale("ours", json!({}));
+    let ours = scale("ours", &json!({}));
     let refused = [
         create(&dev, &ours).await.map(drop),
         merge(&dev, "theirs", json!({"spec": {"monitorImage": "evil/x"}})).await,
@@ -352,7 +357,7 @@ async fn w5_who_may_not_create_pods_may_not_have_the_operator_create_them() {
     ];
     for (result, namespace) in refused.into_iter().zip(["monitoring", "kube-system", "default"]) {
         let status = result.expect_err("no right to create pods");
-        let cause = format!("user dev may not create pods in namespace {namespace}");
+        let cause = format!("user \"dev\" may not create pods in namespace {namespace:?}");
         assert!(status.code == 403 && said(&status).contains(&cause), "{status:?}");
     }
     apply_yaml(&cluster.client, CREATOR).await;
@@ -360,6 +365,6 @@ async fn w5_who_may_not_create_pods_may_not_have_the_operator_create_them() {
         .await
         .expect("what they may do themselves");
     // A violation is told to them as to everybody.
-    let status = create(&dev, &scale("ours", json!({"nodesPerMonitor": 1}))).await.expect_err("8");
+    let status = create(&dev, &scale("ours", &json!({"nodesPerMonitor": 1}))).await.expect_err("8");
     assert!(status.message.contains("spec.nodesPerMonitor"), "{}", status.message);
 }

@@ -139,8 +139,7 @@ async fn t1_t2_both_forms_of_certificates_come_from_the_same_configurations() {
     let mut webhooks = objects(&text(manifests::webhooks().expect("manifests")));
     assert_eq!(kustomized(&cluster, "base").await, webhooks);
     for webhook in &mut webhooks {
-        let inject =
-            json!({"cert-manager.io/inject-ca-from": "monitoring/ksm-scale-operator-webhook"});
+        let inject = json!({"cert-manager.io/inject-ca-from": format!("monitoring/{}", names::WEBHOOK_CERTIFICATE)});
         webhook["metadata"]["annotations"] = inject;
     }
     assert_eq!(kustomized(&cluster, "cert-manager").await, webhooks);
