@@ -211,7 +211,7 @@ async fn reconcile(
     match &result {
         Ok(_) => tracing::debug!(duration_seconds = started.elapsed().as_secs_f64(), "done"),
         Err(error) => {
-            tracing::warn!(kind = error.label(), error = chain(error), "failed, it is tried again")
+            tracing::warn!(kind = error.label(), error = chain(error), "failed, it is tried again");
         }
     }
     let metrics = &ctx.metrics;

@@ -84,11 +84,9 @@ pub struct LeafRequest {
 /// and for clients in the cluster.
 #[must_use]
 pub fn server_names(service: &str, namespace: &str) -> Vec<String> {
-    ["".to_owned(), format!(".{namespace}"), format!(".{namespace}.svc")]
-        .into_iter()
-        .chain([format!(".{namespace}.svc.cluster.local")])
-        .map(|rest| format!("{service}{rest}"))
-        .collect()
+    ["", ".NS", ".NS.svc", ".NS.svc.cluster.local"]
+        .map(|rest| format!("{service}{}", rest.replace("NS", namespace)))
+        .to_vec()
 }
 
 impl Certificate {
@@ -113,10 +111,16 @@ impl Certificate {
         certificates(pem, "CA bundle")?.into_iter().map(Self::from_der).collect()
     }
 
+    /// Whether its life is over.
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.not_after <= now
+    }
+
     /// Whether clients accept it at `now`.
     #[must_use]
     pub fn is_valid(&self, now: Timestamp) -> bool {
-        self.not_before <= now && now < self.not_after
+        self.not_before <= now && !self.is_expired(now)
     }
 
     /// In PEM.

@@ -92,34 +92,36 @@ struct Replica {
 
 impl SelfManaged {
     /// Plays this replica's part until `stop`. No error ends it: what fails is tried again, and
-    /// meanwhile what is served and whether the process is ready stay as they are.
+    /// meanwhile what is served and whether the process is ready stay as they are. The process is
+    /// not ready from the call on, polled or not.
     ///
     /// # Cancel safety
     /// It may be dropped at any point; any replica goes on from what is stored.
-    pub async fn run(self, readiness: &Readiness, stop: CancellationToken) {
-        let mut wakes = std::pin::pin!(wakes(&self.watches));
-        let mut replica = Replica {
-            requirement: readiness.require("a certificate that both webhook configurations verify"),
-            remembered: None,
-            leaf: None,
-            failures: 0,
-            part: self,
-        };
+    pub fn run(
+        self,
+        readiness: &Readiness,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let requirement =
+            readiness.require("a certificate that both webhook configurations verify");
+        let replica =
+            Replica { part: self, requirement, remembered: None, leaf: None, failures: 0 };
+        async move { stop.run_until_cancelled(Box::pin(replica.run())).await.unwrap_or_default() }
+    }
+}
+
+impl Replica {
+    async fn run(mut self) {
+        let mut wakes = std::pin::pin!(wakes(&self.part.watches));
         loop {
-            let wait = tokio::select! {
-                () = stop.cancelled() => return,
-                wait = replica.look() => wait,
-            };
+            let wait = self.look().await;
             tokio::select! {
-                () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
                 _ = wakes.next() => {}
             }
         }
     }
-}
 
-impl Replica {
     /// One pass, with everything around it. Returns how long to wait for the next.
     async fn look(&mut self) -> Duration {
         let now = (self.part.clock)();

@@ -53,7 +53,7 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(client: Client, lifetimes: Lifetimes, clock: fn() -> Timestamp) -> Self {
+    fn start(client: Client, lifetimes: Lifetimes, clock: fn() -> Timestamp) -> Self {
         let (serving, readiness) = (Serving::default(), Readiness::default());
         let part = SelfManaged {
             calls: client.clone(),
@@ -63,15 +63,7 @@ impl Replica {
             clock,
             metrics: CertificateMetrics::default(),
         };
-        let ready = readiness.clone();
-        let run = async move { part.run(&ready, CancellationToken::new()).await };
-        let task = tokio::spawn(run).abort_handle();
-        // Until it has said what it requires, it would count as ready.
-        eventually("it says what it waits for", SOON, || async {
-            readiness.check().err().map(drop)
-        })
-        .await
-        .expect("a requirement");
+        let task = tokio::spawn(part.run(&readiness, CancellationToken::new())).abort_handle();
         Self { serving, readiness, task }
     }
 
@@ -180,7 +172,7 @@ impl World {
     }
 
     async fn replica(&self) -> Replica {
-        Replica::start(self.client().await, quick(), now).await
+        Replica::start(self.client().await, quick(), now)
     }
 
     async fn annotate(&self) {
@@ -252,8 +244,8 @@ async fn t2_replicas_that_start_at_once_share_one_ca_and_then_write_nothing() {
         let world = World::start().await;
         let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
         let client = world.client_via(&proxy).await;
-        let starts = (0..number).map(|_| Replica::start(client.clone(), Lifetimes::default(), now));
-        let replicas = futures::future::join_all(starts).await;
+        let start = |_| Replica::start(client.clone(), Lifetimes::default(), now);
+        let replicas: Vec<_> = (0..number).map(start).collect();
         for replica in &replicas {
             replica.until_ready().await;
         }
@@ -270,7 +262,7 @@ async fn t2_replicas_that_start_at_once_share_one_ca_and_then_write_nothing() {
         }
         // Whoever starts now finds everything as it should be.
         proxy.reset_log();
-        let late = Replica::start(client.clone(), Lifetimes::default(), now).await;
+        let late = Replica::start(client.clone(), Lifetimes::default(), now);
         late.until_ready().await;
         let writes: Vec<_> = proxy.requests().into_iter().filter(|r| r.mutating).collect();
         assert!(writes.is_empty(), "{writes:#?}");
@@ -284,7 +276,7 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
     // The writes of a rotation: announce, two bundles, soak, switch, retire, two bundles.
     for writes in 1..=7 {
         let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
-        let victim = Replica::start(world.client_via(&proxy).await, quick(), now).await;
+        let victim = Replica::start(world.client_via(&proxy).await, quick(), now);
         caller.calls(&victim);
         victim.until_ready().await;
         let before = world.until("a CA at rest", |s| s.phase() == Phase::Steady).await;
