@@ -282,8 +282,8 @@ impl Announced {
     }
 }
 
-/// What has to be stored next; `None` if what is stored is right. Until it is stored, nothing else
-/// may follow from it: no bundle and no leaf.
+/// What has to be stored next; `None` if what is stored is right. Until it is stored, nothing may
+/// follow from it, and no bundle from what is stored.
 ///
 /// - The CA of a leaf that this replica serves never leaves the bundles.
 /// - Stored and seen again without a change, it gives `None`, until time passes.
@@ -400,10 +400,14 @@ fn advance(state: &mut State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifet
     }
 }
 
-/// Whether this replica has to make itself a leaf by the stored `state`, which is `seen.stored` and
-/// needs no [`step`].
+/// Whether this replica has to make itself a leaf by the active CA of what is stored. No [`step`]
+/// has to be made before it.
 #[must_use]
-pub fn leaf_is_due(state: &State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+pub fn leaf_is_due(seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+    let Ok(Some(state)) = seen.stored else { return false };
+    if state.active.is_expired(now) {
+        return false;
+    }
     match seen.serving.filter(|leaf| leaf.is_valid(now)) {
         None => true,
         Some(leaf) if leaf.issuer == *state.ca() => leaf.renew_at <= now,

@@ -114,12 +114,21 @@ impl Replica {
     async fn run(mut self) {
         let mut wakes = std::pin::pin!(wakes(&self.part.watches));
         loop {
-            let wait = self.look().await;
+            let wait = self.look().await.min(TICK);
+            // Whatever fails, the end of the leaf is told in time.
+            let end = self.leaf.as_ref().map(|leaf| leaf.pair.not_after);
+            let left = end.map_or(TICK, |end| self.left_until(end));
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait.min(left)) => {}
                 _ = wakes.next() => {}
             }
         }
+    }
+
+    /// Not nothing, even if it is over.
+    fn left_until(&self, at: Timestamp) -> Duration {
+        let now = (self.part.clock)();
+        if now < at { at.duration_since(now).unsigned_abs().max(AGAIN) } else { TICK }
     }
 
     /// One pass, with everything around it. Returns how long to wait for the next.
@@ -133,7 +142,7 @@ impl Replica {
         let error = match result {
             Ok(Ok(wait)) => {
                 self.failures = 0;
-                return wait.min(TICK);
+                return wait;
             }
             Ok(Err(Error::StoreSecret(e) | Error::SetBundle(e))) if is_conflict(&e) => {
                 return AGAIN;
@@ -172,15 +181,20 @@ impl Replica {
             rotate: found.rotate(),
             everyone_serves: None,
         };
-        if let Some(next) = rotation::step(&seen, now, &self.part.lifetimes)? {
+        let next = rotation::step(&seen, now, &self.part.lifetimes);
+        let due = rotation::leaf_is_due(&seen, now, &self.part.lifetimes);
+        if let Ok(Some(state)) = &found.state {
+            // First, so that a Secret that cannot be written stops no renewal.
+            if due {
+                self.renew(state, begun)?;
+            }
+            self.tell(state, &configurations, now);
+        }
+        if let Some(next) = next? {
             return self.store(found, &next, begun).await;
         }
         // `step` wants nothing only of a state that is there.
         let Ok(Some(state)) = &found.state else { return Ok(TICK) };
-        if rotation::leaf_is_due(state, &seen, now, &self.part.lifetimes) {
-            self.renew(state, begun)?;
-        }
-        self.tell(state, &configurations, now);
         // Each for itself: a failure at one is no reason to leave the other.
         let bundle = state.bundle();
         let sets = configurations.iter().map(|configuration| configuration.set(&client, &bundle));
@@ -189,8 +203,7 @@ impl Replica {
             return Ok(AGAIN);
         }
         let at = rotation::look_again(state, self.leaf.as_ref(), now, &self.part.lifetimes);
-        let wait = at.map_or(TICK, |at| at.duration_since(now).unsigned_abs());
-        Ok(wait.max(AGAIN))
+        Ok(at.map_or(TICK, |at| self.left_until(at)))
     }
 }
 

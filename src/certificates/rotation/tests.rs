@@ -168,7 +168,7 @@ fn t2_a_state_without_the_ca_of_a_served_leaf_gets_it_back() {
     };
     let next = step(&seen, at(1), &lifetimes()).unwrap().unwrap();
     assert!(next.trusted().any(|ca| *ca == leaf.as_ref().unwrap().issuer));
-    assert!(!leaf_is_due(&next, &seen, at(1), &lifetimes()));
+    assert!(!leaf_is_due(&Seen { stored: Ok(Some(&next)), ..seen }, at(1), &lifetimes()));
     assert!(!next.is_established(at(SOAK), &lifetimes()));
 }
 
