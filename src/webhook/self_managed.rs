@@ -115,17 +115,17 @@ impl Replica {
         let mut wakes = std::pin::pin!(wakes(&self.part.watches));
         loop {
             let wait = self.look().await.min(TICK);
-            // Whatever fails, the end of the leaf is told in time.
-            let end = self.leaf.as_ref().map(|leaf| leaf.pair.not_after);
-            let left = end.map_or(TICK, |end| self.left_until(end));
+            // However long a failure backs off, a leaf is renewed and its end told in time.
+            let leaf = self.leaf.iter().flat_map(|leaf| [leaf.renew_at, leaf.pair.not_after]);
+            let wait = leaf.map(|at| self.left_until(at)).fold(wait, Duration::min);
             tokio::select! {
-                () = tokio::time::sleep(wait.min(left)) => {}
+                () = tokio::time::sleep(wait) => {}
                 _ = wakes.next() => {}
             }
         }
     }
 
-    /// Not nothing, even if it is over.
+    /// How long to sleep until `at`; [`TICK`] if that is over.
     fn left_until(&self, at: Timestamp) -> Duration {
         let now = (self.part.clock)();
         if now < at { at.duration_since(now).unsigned_abs().max(AGAIN) } else { TICK }

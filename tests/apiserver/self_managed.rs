@@ -22,7 +22,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -186,14 +186,17 @@ impl World {
 struct Caller {
     task: tokio::task::JoinHandle<Option<String>>,
     stop: CancellationToken,
-    replicas: Arc<std::sync::Mutex<Vec<(Serving, Readiness)>>>,
+    replicas: Called,
 }
+
+/// Who is called, until forgotten.
+type Called = Arc<Mutex<Vec<Option<(Serving, Readiness)>>>>;
 
 impl Caller {
     fn start(world: &World) -> Self {
         let apis = KINDS.map(|kind| world.configurations(kind));
         let stop = CancellationToken::new();
-        let replicas: Arc<std::sync::Mutex<Vec<(Serving, Readiness)>>> = Arc::default();
+        let replicas = Called::default();
         let (stopped, called) = (stop.clone(), replicas.clone());
         let task = tokio::spawn(async move {
             while !stopped.is_cancelled() {
@@ -202,7 +205,7 @@ impl Caller {
                     let bundle = &found.data["webhooks"][0]["clientConfig"]["caBundle"];
                     let bundle: ByteString =
                         serde_json::from_value(bundle.clone()).unwrap_or_default();
-                    for (serving, readiness) in called.lock().expect("a list").iter() {
+                    for (serving, readiness) in called.lock().expect("a list").iter().flatten() {
                         if let Some(refusal) = refusal(serving, readiness, &bundle.0) {
                             return Some(format!("{:?}: {refusal}", found.types));
                         }
@@ -215,14 +218,16 @@ impl Caller {
         Self { task, stop, replicas }
     }
 
-    fn calls(&self, replica: &Replica) {
-        let both = (replica.serving.clone(), replica.readiness.clone());
-        self.replicas.lock().expect("a list").push(both);
+    /// Calls a replica from now on. Returns its place, for [`Caller::forgets`].
+    fn calls(&self, replica: &Replica) -> usize {
+        let mut all = self.replicas.lock().expect("a list");
+        all.push(Some((replica.serving.clone(), replica.readiness.clone())));
+        all.len() - 1
     }
 
-    /// Who is gone is called no more.
-    fn forgets_all(&self) {
-        self.replicas.lock().expect("a list").clear();
+    /// Who will be gone is called no more.
+    fn forgets(&self, place: usize) {
+        self.replicas.lock().expect("a list")[place] = None;
     }
 
     async fn was_never_refused(self) {
@@ -277,7 +282,7 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
     for writes in 1..=7 {
         let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
         let victim = Replica::start(world.client_via(&proxy).await, quick(), now);
-        caller.calls(&victim);
+        let victims_place = caller.calls(&victim);
         victim.until_ready().await;
         let before = world.until("a CA at rest", |s| s.phase() == Phase::Steady).await;
         proxy.cut_after_mutations(writes);
@@ -285,8 +290,9 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
         tokio::time::timeout(SOON, proxy.first_refusal()).await.expect("so many writes");
         // It goes on serving what it has, until it is gone.
         let successor = world.replica().await;
-        caller.calls(&successor);
+        let place = caller.calls(&successor);
         successor.until_ready().await;
+        caller.forgets(victims_place);
         drop(victim);
         let after = world
             .until("the rotation ends", |s| {
@@ -295,7 +301,7 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
             .await;
         assert_eq!(after.generation, before.generation + 1, "after {writes} writes");
         successor.until_ready().await;
-        caller.forgets_all();
+        caller.forgets(place);
     }
     caller.was_never_refused().await;
 }
