@@ -111,10 +111,16 @@ impl Certificate {
         certificates(pem, "CA bundle")?.into_iter().map(Self::from_der).collect()
     }
 
+    /// Whether its life is over.
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.not_after <= now
+    }
+
     /// Whether clients accept it at `now`.
     #[must_use]
     pub fn is_valid(&self, now: Timestamp) -> bool {
-        self.not_before <= now && now < self.not_after
+        self.not_before <= now && !self.is_expired(now)
     }
 
     /// In PEM.
@@ -277,4 +283,75 @@ fn serial() -> Result<[u8; 16], AuthorityError> {
 fn date(at: Timestamp) -> OffsetDateTime {
     // Both types hold whole seconds from year -9999 to 9999.
     OffsetDateTime::from_unix_timestamp(at.as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn now() -> Timestamp {
+        "2026-01-01T00:00:00Z".parse().unwrap()
+    }
+
+    fn request(jitter: u8) -> LeafRequest {
+        LeafRequest { names: server_names("webhook", "monitoring"), life: 6 * DAY, jitter }
+    }
+
+    #[test]
+    fn t2_a_leaf_has_what_an_api_server_asks_for() {
+        let ca = Authority::generate(7, now(), 365 * DAY).unwrap();
+        let leaf = ca.issue(&request(0), now()).unwrap();
+        let bundle = ca.certificate.pem();
+        for name in ["webhook", "webhook.monitoring", "webhook.monitoring.svc"] {
+            leaf.pair.verify(bundle.as_bytes(), name, now()).unwrap();
+        }
+        let (_, parsed) = X509Certificate::from_der(leaf.pair.leaf()).unwrap();
+        assert!(parsed.extended_key_usage().unwrap().unwrap().value.server_auth && !parsed.is_ca());
+        let (_, issuer) = X509Certificate::from_der(&ca.certificate.der).unwrap();
+        assert!(issuer.is_ca() && ca.certificate.name.starts_with("ksm-scale-operator CA 7-"));
+        let extension = |c: &X509Certificate<'_>, oid: &str| {
+            c.extensions().iter().any(|e| e.oid.to_id_string() == oid)
+        };
+        assert!(extension(&parsed, "2.5.29.35"), "authority key identifier");
+        assert!(extension(&issuer, "2.5.29.14"), "subject key identifier");
+        assert_eq!(now().duration_since(leaf.pair.not_before).as_hours(), 1);
+    }
+
+    #[test]
+    fn t2_no_two_certificates_share_a_serial_and_no_two_cas_a_name() {
+        let make = || Authority::generate(1, now(), DAY).unwrap();
+        let (one, two) = (make(), make());
+        assert_ne!(one.certificate.name, two.certificate.name);
+        let serial = |leaf: Leaf| {
+            let der = leaf.pair.leaf().to_vec();
+            X509Certificate::from_der(&der).unwrap().1.raw_serial_as_string()
+        };
+        let leaf = || one.issue(&request(0), now()).unwrap();
+        assert_ne!(serial(leaf()), serial(leaf()));
+    }
+
+    #[test]
+    fn t2_a_leaf_is_renewed_between_half_and_two_thirds_and_never_outlives_its_ca() {
+        let ca = Authority::generate(1, now(), 365 * DAY).unwrap();
+        let renewal = |jitter| ca.issue(&request(jitter), now()).unwrap().renew_at;
+        let after = |days| now().saturating_add(days * DAY).unwrap();
+        assert_eq!([renewal(0), renewal(255)], [after(3), after(4)]);
+        let short = Authority::generate(1, now(), DAY).unwrap();
+        let leaf = short.issue(&request(0), now()).unwrap();
+        assert_eq!(leaf.pair.not_after, short.certificate.not_after);
+    }
+
+    #[test]
+    fn t2_a_ca_is_read_back_from_pem_and_a_leaf_is_none() {
+        let ca = Authority::generate(1, now(), DAY).unwrap();
+        let pem = (ca.certificate.pem(), ca.key_pem());
+        let read = Authority::from_pem(pem.0.as_bytes(), pem.1.as_bytes()).unwrap();
+        assert_eq!(read, ca);
+        assert!(!format!("{read:?}").contains("PRIVATE"));
+        let (leaf, key) = ca.issue_pem(&request(0), now()).unwrap();
+        let refused = Authority::from_pem(leaf.as_bytes(), key.as_bytes());
+        assert!(matches!(refused, Err(AuthorityError::NotCa(_))), "{refused:?}");
+    }
 }

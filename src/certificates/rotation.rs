@@ -273,8 +273,8 @@ impl Announced {
         Ok(Self { authority, trusted_since: None })
     }
 
-    fn is_valid(&self, now: Timestamp) -> bool {
-        self.authority.certificate.is_valid(now)
+    fn is_expired(&self, now: Timestamp) -> bool {
+        self.authority.certificate.is_expired(now)
     }
 
     fn is_soaked(&self, now: Timestamp, lifetimes: &Lifetimes) -> bool {
@@ -282,8 +282,8 @@ impl Announced {
     }
 }
 
-/// What has to be stored next; `None` if what is stored is right. Until it is stored, nothing else
-/// may follow from it: no bundle and no leaf.
+/// What has to be stored next; `None` if what is stored is right. Until it is stored, nothing may
+/// follow from it, and no bundle from what is stored.
 ///
 /// - The CA of a leaf that this replica serves never leaves the bundles.
 /// - Stored and seen again without a change, it gives `None`, until time passes.
@@ -302,13 +302,19 @@ pub fn step(
     let everyone = seen.everyone_serves.is_some_and(|ca| ca == state.ca().name);
     state.old.retain(|old| !everyone && now < old.until.min(old.certificate.not_after));
     protect(&mut state, seen, now, lifetimes);
-    replace_dead(&mut state, now, lifetimes)?;
-    let left = state.ca().not_after.duration_since(now).unsigned_abs();
-    if state.next.is_none() && (seen.rotate || left < lifetimes.ca / 3) {
+    replace_expired(&mut state, now, lifetimes)?;
+    if state.next.is_none() && (seen.rotate || is_due(state.ca(), now, lifetimes)) {
         state.next = Some(Announced::generate(state.generation + 1, now, lifetimes)?);
     }
     advance(&mut state, seen, now, lifetimes);
     Ok((state != *stored).then_some(state))
+}
+
+/// A CA is replaced in the last third of its life; and when its life has not begun, since a clock
+/// that was ahead has been set back. That may be this replica's clock alone, so it is no haste.
+fn is_due(ca: &Certificate, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+    let left = ca.not_after.duration_since(now).unsigned_abs();
+    left < lifetimes.ca / 3 || now < ca.not_before
 }
 
 /// Nothing is stored, or nothing that can be read. Whoever remembers the state stores it again;
@@ -319,8 +325,7 @@ fn recover(
     now: Timestamp,
     lifetimes: &Lifetimes,
 ) -> Result<State, AuthorityError> {
-    let mut state = if let Some(state) = seen.remembered.filter(|state| state.active.is_valid(now))
-    {
+    let mut state = if let Some(state) = seen.remembered.filter(|s| !s.active.is_expired(now)) {
         state.clone()
     } else {
         let generation = seen.remembered.map_or(0, |state| state.generation) + 1;
@@ -330,7 +335,7 @@ fn recover(
     if let Some(next) = &mut state.next {
         next.trusted_since = None;
     }
-    for ca in seen.live.iter().flatten().filter(|ca| ca.is_valid(now)) {
+    for ca in seen.live.iter().flatten().filter(|ca| !ca.is_expired(now)) {
         state.keep(ca, lifetimes.outlived(now));
     }
     protect(&mut state, seen, now, lifetimes);
@@ -355,14 +360,14 @@ fn distrust(state: &mut State, seen: &Seen<'_>) {
     }
 }
 
-/// A CA outside its life signs nothing that is accepted: its successor signs at once.
-fn replace_dead(
+/// A CA whose life is over signs nothing that is accepted: its successor signs at once.
+fn replace_expired(
     state: &mut State,
     now: Timestamp,
     lifetimes: &Lifetimes,
 ) -> Result<(), AuthorityError> {
-    state.next.take_if(|next| !next.is_valid(now));
-    if !state.active.is_valid(now) {
+    state.next.take_if(|next| next.is_expired(now));
+    if state.active.is_expired(now) {
         let next = match state.next.take() {
             Some(next) => next,
             None => Announced::generate(state.generation + 1, now, lifetimes)?,
@@ -395,10 +400,14 @@ fn advance(state: &mut State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifet
     }
 }
 
-/// Whether this replica has to make itself a leaf by the stored `state`, which is `seen.stored` and
-/// needs no [`step`].
+/// Whether this replica has to make itself a leaf by the active CA of what is stored. No [`step`]
+/// has to be made before it.
 #[must_use]
-pub fn leaf_is_due(state: &State, seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+pub fn leaf_is_due(seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) -> bool {
+    let Ok(Some(state)) = seen.stored else { return false };
+    if state.active.is_expired(now) {
+        return false;
+    }
     match seen.serving.filter(|leaf| leaf.is_valid(now)) {
         None => true,
         Some(leaf) if leaf.issuer == *state.ca() => leaf.renew_at <= now,

@@ -116,3 +116,53 @@ fn authority(data: &Data, [certificate, key]: [&'static str; 2]) -> Result<Autho
     let pair = (value(data, certificate)?, value(data, key)?);
     Authority::from_pem(pair.0, pair.1).map_err(|error| Damage::new(certificate, &error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn state() -> State {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let ca = |generation| Announced {
+            authority: Authority::generate(generation, now, Duration::from_hours(24)).unwrap(),
+            trusted_since: (generation == 2).then_some(now),
+        };
+        let old =
+            |generation| Old { certificate: ca(generation).authority.certificate, until: now };
+        State { generation: 2, active: ca(2), next: Some(ca(3)), old: vec![old(0), old(1)] }
+    }
+
+    #[test]
+    fn t2_what_is_stored_is_read_back_as_it_was() {
+        let whole = state();
+        let steady = State { next: None, old: Vec::new(), ..whole.clone() };
+        for state in [whole, steady] {
+            assert_eq!(State::parse(&state.data()).unwrap(), state);
+        }
+    }
+
+    #[test]
+    fn t2_a_secret_without_any_one_of_its_parts_is_damaged_and_says_which() {
+        let data = state().data();
+        for key in data.keys() {
+            let mut damaged: Vec<Data> = Vec::new();
+            for value in [&b""[..], b"-----BEGIN", b"{}", &data["ca.crt"].0, &data["next.key"].0] {
+                let same = data[key].0 == value;
+                let mut data = data.clone();
+                data.insert(key.clone(), ByteString(value.to_vec()));
+                damaged.extend((!same).then_some(data));
+            }
+            let mut without = data.clone();
+            without.remove(key);
+            damaged.push(without);
+            for data in damaged {
+                let text = State::parse(&data).unwrap_err().to_string();
+                let stem = key.split('.').next().unwrap();
+                assert!(text.contains(stem), "{key}: {text}");
+                assert!(!text.contains("PRIVATE"), "{text}");
+            }
+        }
+        assert!(State::parse(&Data::new()).is_err());
+    }
+}

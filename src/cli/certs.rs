@@ -133,3 +133,35 @@ async fn rotate(now: Timestamp) -> anyhow::Result<()> {
     })?;
     print("a new CA is asked for; `ksm-scale-operator certs doctor` shows how far it is\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificates::Pair;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn t3_certificates_for_development_fit_and_are_not_overwritten_by_mistake() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("certs");
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let mut generate = Generate { out: out.clone(), name: Vec::new(), force: false };
+        generate.run(now).unwrap();
+        let read = |name: &str| fs::read(out.join(name)).unwrap();
+        let pair = Pair::from_pem(&read("tls.crt"), &read("tls.key")).unwrap();
+        pair.verify(&read("ca.crt"), "ksm-scale-operator-webhook.monitoring.svc", now).unwrap();
+        for key in ["ca.key", "tls.key"] {
+            let mode = fs::metadata(out.join(key)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+        let before = read("tls.key");
+        let refused = generate.run(now).unwrap_err().to_string();
+        assert!(refused.contains("ca.crt") && refused.contains("--force"), "{refused}");
+        assert_eq!(read("tls.key"), before);
+        generate.force = true;
+        generate.name = vec!["localhost".into()];
+        generate.run(now).unwrap();
+        let pair = Pair::from_pem(&read("tls.crt"), &read("tls.key")).unwrap();
+        pair.verify(&read("ca.crt"), "localhost", now).unwrap();
+    }
+}

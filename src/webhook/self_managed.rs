@@ -92,34 +92,45 @@ struct Replica {
 
 impl SelfManaged {
     /// Plays this replica's part until `stop`. No error ends it: what fails is tried again, and
-    /// meanwhile what is served and whether the process is ready stay as they are.
+    /// meanwhile what is served and whether the process is ready stay as they are. The process is
+    /// not ready from the call on, polled or not.
     ///
     /// # Cancel safety
     /// It may be dropped at any point; any replica goes on from what is stored.
-    pub async fn run(self, readiness: &Readiness, stop: CancellationToken) {
-        let mut wakes = std::pin::pin!(wakes(&self.watches));
-        let mut replica = Replica {
-            requirement: readiness.require("a certificate that both webhook configurations verify"),
-            remembered: None,
-            leaf: None,
-            failures: 0,
-            part: self,
-        };
+    pub fn run(
+        self,
+        readiness: &Readiness,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let requirement =
+            readiness.require("a certificate that both webhook configurations verify");
+        let replica =
+            Replica { part: self, requirement, remembered: None, leaf: None, failures: 0 };
+        async move { stop.run_until_cancelled(Box::pin(replica.run())).await.unwrap_or_default() }
+    }
+}
+
+impl Replica {
+    async fn run(mut self) {
+        let mut wakes = std::pin::pin!(wakes(&self.part.watches));
         loop {
-            let wait = tokio::select! {
-                () = stop.cancelled() => return,
-                wait = replica.look() => wait,
-            };
+            let wait = self.look().await.min(TICK);
+            // However long a failure backs off, a leaf is renewed and its end told in time.
+            let leaf = self.leaf.iter().flat_map(|leaf| [leaf.renew_at, leaf.pair.not_after]);
+            let wait = leaf.map(|at| self.left_until(at)).fold(wait, Duration::min);
             tokio::select! {
-                () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
                 _ = wakes.next() => {}
             }
         }
     }
-}
 
-impl Replica {
+    /// How long to sleep until `at`; [`TICK`] if that is over.
+    fn left_until(&self, at: Timestamp) -> Duration {
+        let now = (self.part.clock)();
+        if now < at { at.duration_since(now).unsigned_abs().max(AGAIN) } else { TICK }
+    }
+
     /// One pass, with everything around it. Returns how long to wait for the next.
     async fn look(&mut self) -> Duration {
         let now = (self.part.clock)();
@@ -131,7 +142,7 @@ impl Replica {
         let error = match result {
             Ok(Ok(wait)) => {
                 self.failures = 0;
-                return wait.min(TICK);
+                return wait;
             }
             Ok(Err(Error::StoreSecret(e) | Error::SetBundle(e))) if is_conflict(&e) => {
                 return AGAIN;
@@ -170,15 +181,20 @@ impl Replica {
             rotate: found.rotate(),
             everyone_serves: None,
         };
-        if let Some(next) = rotation::step(&seen, now, &self.part.lifetimes)? {
+        let next = rotation::step(&seen, now, &self.part.lifetimes);
+        let due = rotation::leaf_is_due(&seen, now, &self.part.lifetimes);
+        if let Ok(Some(state)) = &found.state {
+            // First, so that a Secret that cannot be written stops no renewal.
+            if due {
+                self.renew(state, begun)?;
+            }
+            self.tell(state, &configurations, now);
+        }
+        if let Some(next) = next? {
             return self.store(found, &next, begun).await;
         }
         // `step` wants nothing only of a state that is there.
         let Ok(Some(state)) = &found.state else { return Ok(TICK) };
-        if rotation::leaf_is_due(state, &seen, now, &self.part.lifetimes) {
-            self.renew(state, begun)?;
-        }
-        self.tell(state, &configurations, now);
         // Each for itself: a failure at one is no reason to leave the other.
         let bundle = state.bundle();
         let sets = configurations.iter().map(|configuration| configuration.set(&client, &bundle));
@@ -187,8 +203,7 @@ impl Replica {
             return Ok(AGAIN);
         }
         let at = rotation::look_again(state, self.leaf.as_ref(), now, &self.part.lifetimes);
-        let wait = at.map_or(TICK, |at| at.duration_since(now).unsigned_abs());
-        Ok(wait.max(AGAIN))
+        Ok(at.map_or(TICK, |at| self.left_until(at)))
     }
 }
 

@@ -22,7 +22,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -53,7 +53,7 @@ struct Replica {
 }
 
 impl Replica {
-    async fn start(client: Client, lifetimes: Lifetimes, clock: fn() -> Timestamp) -> Self {
+    fn start(client: Client, lifetimes: Lifetimes, clock: fn() -> Timestamp) -> Self {
         let (serving, readiness) = (Serving::default(), Readiness::default());
         let part = SelfManaged {
             calls: client.clone(),
@@ -63,15 +63,7 @@ impl Replica {
             clock,
             metrics: CertificateMetrics::default(),
         };
-        let ready = readiness.clone();
-        let run = async move { part.run(&ready, CancellationToken::new()).await };
-        let task = tokio::spawn(run).abort_handle();
-        // Until it has said what it requires, it would count as ready.
-        eventually("it says what it waits for", SOON, || async {
-            readiness.check().err().map(drop)
-        })
-        .await
-        .expect("a requirement");
+        let task = tokio::spawn(part.run(&readiness, CancellationToken::new())).abort_handle();
         Self { serving, readiness, task }
     }
 
@@ -180,7 +172,7 @@ impl World {
     }
 
     async fn replica(&self) -> Replica {
-        Replica::start(self.client().await, quick(), now).await
+        Replica::start(self.client().await, quick(), now)
     }
 
     async fn annotate(&self) {
@@ -194,14 +186,17 @@ impl World {
 struct Caller {
     task: tokio::task::JoinHandle<Option<String>>,
     stop: CancellationToken,
-    replicas: Arc<std::sync::Mutex<Vec<(Serving, Readiness)>>>,
+    replicas: Called,
 }
+
+/// Who is called, until forgotten.
+type Called = Arc<Mutex<Vec<Option<(Serving, Readiness)>>>>;
 
 impl Caller {
     fn start(world: &World) -> Self {
         let apis = KINDS.map(|kind| world.configurations(kind));
         let stop = CancellationToken::new();
-        let replicas: Arc<std::sync::Mutex<Vec<(Serving, Readiness)>>> = Arc::default();
+        let replicas = Called::default();
         let (stopped, called) = (stop.clone(), replicas.clone());
         let task = tokio::spawn(async move {
             while !stopped.is_cancelled() {
@@ -210,7 +205,7 @@ impl Caller {
                     let bundle = &found.data["webhooks"][0]["clientConfig"]["caBundle"];
                     let bundle: ByteString =
                         serde_json::from_value(bundle.clone()).unwrap_or_default();
-                    for (serving, readiness) in called.lock().expect("a list").iter() {
+                    for (serving, readiness) in called.lock().expect("a list").iter().flatten() {
                         if let Some(refusal) = refusal(serving, readiness, &bundle.0) {
                             return Some(format!("{:?}: {refusal}", found.types));
                         }
@@ -223,14 +218,16 @@ impl Caller {
         Self { task, stop, replicas }
     }
 
-    fn calls(&self, replica: &Replica) {
-        let both = (replica.serving.clone(), replica.readiness.clone());
-        self.replicas.lock().expect("a list").push(both);
+    /// Calls a replica from now on. Returns its place, for [`Caller::forgets`].
+    fn calls(&self, replica: &Replica) -> usize {
+        let mut all = self.replicas.lock().expect("a list");
+        all.push(Some((replica.serving.clone(), replica.readiness.clone())));
+        all.len() - 1
     }
 
-    /// Who is gone is called no more.
-    fn forgets_all(&self) {
-        self.replicas.lock().expect("a list").clear();
+    /// Who will be gone is called no more.
+    fn forgets(&self, place: usize) {
+        self.replicas.lock().expect("a list")[place] = None;
     }
 
     async fn was_never_refused(self) {
@@ -252,8 +249,8 @@ async fn t2_replicas_that_start_at_once_share_one_ca_and_then_write_nothing() {
         let world = World::start().await;
         let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
         let client = world.client_via(&proxy).await;
-        let starts = (0..number).map(|_| Replica::start(client.clone(), Lifetimes::default(), now));
-        let replicas = futures::future::join_all(starts).await;
+        let start = |_| Replica::start(client.clone(), Lifetimes::default(), now);
+        let replicas: Vec<_> = (0..number).map(start).collect();
         for replica in &replicas {
             replica.until_ready().await;
         }
@@ -270,7 +267,7 @@ async fn t2_replicas_that_start_at_once_share_one_ca_and_then_write_nothing() {
         }
         // Whoever starts now finds everything as it should be.
         proxy.reset_log();
-        let late = Replica::start(client.clone(), Lifetimes::default(), now).await;
+        let late = Replica::start(client.clone(), Lifetimes::default(), now);
         late.until_ready().await;
         let writes: Vec<_> = proxy.requests().into_iter().filter(|r| r.mutating).collect();
         assert!(writes.is_empty(), "{writes:#?}");
@@ -284,8 +281,8 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
     // The writes of a rotation: announce, two bundles, soak, switch, retire, two bundles.
     for writes in 1..=7 {
         let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
-        let victim = Replica::start(world.client_via(&proxy).await, quick(), now).await;
-        caller.calls(&victim);
+        let victim = Replica::start(world.client_via(&proxy).await, quick(), now);
+        let victims_place = caller.calls(&victim);
         victim.until_ready().await;
         let before = world.until("a CA at rest", |s| s.phase() == Phase::Steady).await;
         proxy.cut_after_mutations(writes);
@@ -293,8 +290,9 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
         tokio::time::timeout(SOON, proxy.first_refusal()).await.expect("so many writes");
         // It goes on serving what it has, until it is gone.
         let successor = world.replica().await;
-        caller.calls(&successor);
+        let place = caller.calls(&successor);
         successor.until_ready().await;
+        caller.forgets(victims_place);
         drop(victim);
         let after = world
             .until("the rotation ends", |s| {
@@ -303,7 +301,7 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
             .await;
         assert_eq!(after.generation, before.generation + 1, "after {writes} writes");
         successor.until_ready().await;
-        caller.forgets_all();
+        caller.forgets(place);
     }
     caller.was_never_refused().await;
 }

@@ -153,6 +153,28 @@ fn t2_a_secret_nobody_remembers_gives_a_new_ca_beside_the_one_in_the_bundles() {
     assert_eq!(after(&mut world, LEAF + SOAK), Phase::Steady);
 }
 
+/// What a replica remembers of an old CA may be a rotation behind.
+#[test]
+fn t2_a_state_from_memory_keeps_what_the_bundles_hold_for_the_life_of_a_leaf() {
+    let mut world = steady(1);
+    world.ask_for_rotation();
+    after(&mut world, 1);
+    assert_eq!(after(&mut world, SOAK), Phase::Retire);
+    let state = world.state().unwrap();
+    let live = [world.bundle(0).to_vec(), world.bundle(1).to_vec()];
+    let seen = Seen {
+        stored: Ok(None),
+        remembered: Some(state),
+        live: &live,
+        serving: None,
+        rotate: false,
+        everyone_serves: None,
+    };
+    let now = at(world.now + LEAF);
+    let restored = step(&seen, now, &lifetimes()).unwrap().unwrap();
+    assert!(restored.old.len() == 1 && restored.old[0].until > later(now, lifetimes().leaf()));
+}
+
 #[test]
 fn t2_a_state_without_the_ca_of_a_served_leaf_gets_it_back() {
     let (world, stranger) = (steady(1), steady(1));
@@ -168,7 +190,7 @@ fn t2_a_state_without_the_ca_of_a_served_leaf_gets_it_back() {
     };
     let next = step(&seen, at(1), &lifetimes()).unwrap().unwrap();
     assert!(next.trusted().any(|ca| *ca == leaf.as_ref().unwrap().issuer));
-    assert!(!leaf_is_due(&next, &seen, at(1), &lifetimes()));
+    assert!(!leaf_is_due(&Seen { stored: Ok(Some(&next)), ..seen }, at(1), &lifetimes()));
     assert!(!next.is_established(at(SOAK), &lifetimes()));
 }
 
@@ -195,11 +217,13 @@ fn t2_clocks_that_jump_leave_a_valid_leaf() {
         let now = at(world.now);
         // A client that is five minutes behind accepts it too.
         let behind = at(world.now - 300);
-        assert!(world.state().unwrap().ca().is_valid(behind));
         for replica in &world.replicas {
             let leaf = replica.leaf.as_ref().unwrap();
             assert!(leaf.is_valid(now) && leaf.is_valid(behind), "{jump}: {leaf:?}");
         }
+        // A CA from the future is replaced as any other is.
+        after(&mut world, SOAK);
+        assert!(world.state().unwrap().ca().is_valid(behind));
     }
 }
 

@@ -1,6 +1,7 @@
 //! What happens to the Secret, the bundles, the clock and the API server.
 
 use super::*;
+use kube::api::PostParams;
 
 impl World {
     pub(super) async fn wipe(&self, kind: &str) {
@@ -19,10 +20,14 @@ impl World {
             .expect("patched");
     }
 
+    async fn delete_secret(&self) {
+        self.secrets().delete(CA_SECRET, &DeleteParams::default()).await.expect("deleted");
+    }
+
     async fn set_data(&self, data: BTreeMap<String, ByteString>) {
         let mut secret = self.secrets().get(CA_SECRET).await.expect("the Secret");
         secret.data = Some(data);
-        self.secrets().replace(CA_SECRET, &Default::default(), &secret).await.expect("replaced");
+        self.secrets().replace(CA_SECRET, &PostParams::default(), &secret).await.expect("replaced");
     }
 }
 
@@ -56,7 +61,7 @@ async fn t2_a_secret_that_is_lost_or_damaged_is_restored_and_no_call_is_lost() {
     for data in damages {
         let started = Instant::now();
         match data.clone() {
-            None => drop(self_delete(&world).await),
+            None => world.delete_secret().await,
             Some(data) => world.set_data(data).await,
         }
         let after = world.until("the state is restored", |_| true).await;
@@ -64,10 +69,6 @@ async fn t2_a_secret_that_is_lost_or_damaged_is_restored_and_no_call_is_lost() {
         assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     }
     caller.was_never_refused().await;
-}
-
-async fn self_delete(world: &World) {
-    world.secrets().delete(CA_SECRET, &DeleteParams::default()).await.expect("deleted");
 }
 
 #[tokio::test]
@@ -122,7 +123,7 @@ async fn t2_an_expired_ca_is_replaced_before_anybody_is_ready() {
     // Stopped for two hours, which is longer than the CA lives.
     let late = || now().saturating_add(Duration::from_hours(2)).expect("a time");
     let before = world.state().await.expect("a state");
-    let replica = Replica::start(world.client().await, quick(), late).await;
+    let replica = Replica::start(world.client().await, quick(), late);
     replica.until_ready().await;
     let after = world.state().await.expect("a state");
     assert!(after.generation == before.generation + 1 && after.ca().is_valid(late()), "{after:?}");
@@ -139,7 +140,7 @@ async fn t2_a_clock_that_jumps_is_noticed_and_the_leaf_made_anew() {
         now().saturating_add(off).expect("a time")
     };
     let world = World::start().await;
-    let replica = Replica::start(world.client().await, Lifetimes::default(), clock).await;
+    let replica = Replica::start(world.client().await, Lifetimes::default(), clock);
     replica.until_ready().await;
     for days in [40, -1] {
         let before = replica.leaf();
@@ -162,11 +163,11 @@ async fn t2_an_outage_of_the_api_server_changes_nothing_and_a_start_waits_for_it
     let world = World::start().await;
     let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
     let client = world.client_via(&proxy).await;
-    let replica = Replica::start(client.clone(), Lifetimes::default(), now).await;
+    let replica = Replica::start(client.clone(), Lifetimes::default(), now);
     replica.until_ready().await;
     let leaf = replica.leaf();
     world.cluster.plane.stop_api_server().await.expect("an outage");
-    let starting = Replica::start(client, Lifetimes::default(), now).await;
+    let starting = Replica::start(client, Lifetimes::default(), now);
     eventually("the one that starts says what it cannot read", SOON, || async {
         starting.readiness.check().err().filter(|text| text.contains("cannot read"))
     })
@@ -194,13 +195,13 @@ async fn t2_who_cannot_read_the_api_server_keeps_a_leaf_that_is_accepted_through
     let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
     let s = Duration::from_secs;
     let lifetimes = Lifetimes::new(s(3_600), s(30), s(2)).expect("lifetimes");
-    let deaf = Replica::start(world.client_via(&proxy).await, lifetimes, now).await;
+    let deaf = Replica::start(world.client_via(&proxy).await, lifetimes, now);
     deaf.until_ready().await;
     let caller = Caller::start(&world);
     caller.calls(&deaf);
     let leaf = deaf.leaf();
     proxy.fail(|_| true, Fault::status(503));
-    let other = Replica::start(world.client().await, lifetimes, now).await;
+    let other = Replica::start(world.client().await, lifetimes, now);
     caller.calls(&other);
     other.until_ready().await;
     world.annotate().await;

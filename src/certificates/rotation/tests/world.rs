@@ -194,25 +194,31 @@ impl World {
             rotate: self.rotate,
             everyone_serves: None,
         };
-        if let Some(next) = step(&seen, now, &lifetimes).unwrap() {
+        let next = step(&seen, now, &lifetimes).unwrap();
+        let due = leaf_is_due(&seen, now, &lifetimes);
+        if let Ok(Some(state)) = content {
+            if due {
+                let names = vec!["webhook.monitoring.svc".to_owned()];
+                let request = LeafRequest { names, life: lifetimes.leaf(), jitter: 7 };
+                let leaf = state.active.authority.issue(&request, at(pass.begun)).unwrap();
+                replica.leaf = Some(leaf);
+            }
+            if let Some(leaf) = &replica.leaf {
+                let established =
+                    leaf.issuer != *state.ca() || state.is_established(now, &lifetimes);
+                replica.ready = established && live.iter().all(|b| b.contains(&leaf.issuer));
+            }
+        }
+        if let Some(next) = next {
             pass.writes = vec![Write::Store(Box::new(next))];
             return;
         }
         let Ok(Some(state)) = content else { panic!("a step for what is not there") };
-        if leaf_is_due(state, &seen, now, &lifetimes) {
-            let names = vec!["webhook.monitoring.svc".to_owned()];
-            let request = LeafRequest { names, life: lifetimes.leaf(), jitter: 7 };
-            replica.leaf = Some(state.active.authority.issue(&request, at(pass.begun)).unwrap());
-        }
         let wanted: Vec<_> = state.trusted().cloned().collect();
         pass.writes = (0..2)
             .filter(|&which| live[which] != wanted)
             .map(|which| Write::Set(which, wanted.clone()))
             .collect();
-        if let Some(leaf) = &replica.leaf {
-            let established = leaf.issuer != *state.ca() || state.is_established(now, &lifetimes);
-            replica.ready = established && live.iter().all(|b| b.contains(&leaf.issuer));
-        }
     }
 
     fn write(&mut self, now: i64, pass: &Pass, write: Write) {
