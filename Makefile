@@ -50,8 +50,10 @@ tools: ## Build the control plane's programs, once (about 10 minutes; needs Go)
 update: ## Write the generated files anew: crds/, deploy/, tests/golden/
 	UPDATE=1 cargo test --locked $(UNIT)
 
-bench: tools ## Measure speed and size (about 15 minutes; see docs/benchmarks.md)
+bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md)
 	cargo bench --locked --bench plan
+	cargo bench --locked --bench admission
+	cargo bench --locked --bench webhook
 	cargo bench --locked --bench cluster
 
 deny: ## Licences, bans, sources, advisories (needs: cargo install --locked cargo-deny)

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "modules of one program, with the visibility of a library")]
 
 mod fleet;
+mod memory;
 mod operator;
 mod pods;
 

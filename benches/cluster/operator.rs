@@ -1,5 +1,6 @@
 //! The operator's process, and what the kernel and its metrics say about it.
 
+use super::memory::Memory;
 use anyhow::{Context as _, Result, ensure};
 use devcluster::{
     ControlPlane, FaultProxy, Process, eventually,
@@ -18,12 +19,6 @@ const TICK: Duration = Duration::from_millis(10);
 pub struct Operator {
     process: Process,
     metrics: String,
-}
-
-/// Bytes.
-pub struct Memory {
-    pub resident: u64,
-    pub peak: u64,
 }
 
 impl Operator {
@@ -90,28 +85,16 @@ impl Operator {
     /// After a moment without work.
     pub async fn memory_at_rest(&self) -> Result<Memory> {
         tokio::time::sleep(QUIET).await;
-        let text = self.proc("status")?;
-        let value = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-        };
-        Ok(Memory {
-            resident: value("VmRSS:").context("no VmRSS")?,
-            peak: value("VmHWM:").context("no VmHWM")?,
-        })
+        Memory::of(self.process.pid())
     }
 
     /// CPU time so far, of user and kernel.
     pub fn cpu(&self) -> Result<Duration> {
-        let text = self.proc("stat")?;
+        let path = format!("/proc/{}/stat", self.process.pid());
+        let text = fs::read_to_string(&path).with_context(|| format!("{path}: needs Linux"))?;
         // Fields 14 and 15; the second field may contain spaces and ends with a parenthesis.
         let (_, fields) = text.rsplit_once(')').context("an unknown form of /proc/PID/stat")?;
         let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
         Ok(TICK * ticks.sum::<Result<u32, _>>()?)
-    }
-
-    fn proc(&self, file: &str) -> Result<String> {
-        let path = format!("/proc/{}/{file}", self.process.pid());
-        fs::read_to_string(&path).with_context(|| format!("cannot read {path}: needs Linux"))
     }
 }
