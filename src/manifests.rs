@@ -53,6 +53,8 @@ const CLUSTER_RIGHTS: &[Rights] = &[
     ("monitor.example.com", &["ksmscales/status"], &[], &["patch"]),
     // blockOwnerDeletion in the ownerReferences of what it creates (OwnerReferencesPermissionEnforcement).
     ("monitor.example.com", &["ksmscales/finalizers"], &[], &["update"]),
+    // Whether who asks for pods in a namespace may create them there (W5).
+    ("authorization.k8s.io", &["subjectaccessreviews"], &[], &["create"]),
     ("", &["nodes"], &[], &["list", "watch"]),
     ("", &["namespaces"], &[], &["get"]),
     ("", &["pods"], &[], READ),
