@@ -9,7 +9,8 @@ use devcluster::{
 use k8s_openapi::api::core::v1::Pod;
 use ksm_scale_operator::{
     api::{KSMScale, KSMScaleStatus},
-    names::LABEL_SCALE,
+    manifests,
+    names::{LABEL_SCALE, OPERATOR_NAMESPACE, WEBHOOK_SERVICE},
     observed::ObservedPod,
 };
 use kube::{Api, Client, api::ListParams};
@@ -35,6 +36,8 @@ pub struct Stage {
     pub client: Client,
     /// It listens while others act on the same stage.
     pub witness: Mutex<Witness>,
+    /// Where the operator serves its webhooks.
+    pub webhook: String,
     pub operator: Option<Operator>,
 }
 
@@ -78,6 +81,22 @@ impl Stage {
         Ok((output.status.success(), text))
     }
 
+    /// Applies the webhooks' configurations, and a Service that leads here.
+    pub async fn install_webhooks(&self, report: &Report) -> Result<()> {
+        let (_, port) = self.webhook.rsplit_once(':').context("an address has a port")?;
+        let service = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {WEBHOOK_SERVICE}, namespace: {OPERATOR_NAMESPACE}}}, spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {port}}}]}}}}"
+        );
+        let mut documents = vec![service];
+        let configurations = manifests::webhooks()?;
+        documents.extend(
+            configurations.iter().map(|m| m.text.replace("port: 443", &format!("port: {port}"))),
+        );
+        let file = self.plane.dir().join("webhooks.yaml");
+        std::fs::write(&file, documents.join("\n---\n"))?;
+        self.kubectl(report, &format!("apply -f {}", file.display())).await.map(drop)
+    }
+
     /// Starts the operator under its own ServiceAccount, and waits until it is ready.
     pub async fn start_operator(&mut self, report: &Report, binary: &Path) -> Result<()> {
         let account = self.plane.service_account_kubeconfig("monitoring", "ksm-scale-operator");
@@ -87,6 +106,11 @@ impl Stage {
             ["--health-probe-bind-address", &health],
             ["--metrics-bind-address", &metrics],
             ["--settle-time", SETTLE],
+            ["--webhook-bind-address", &self.webhook],
+            // Short, so that a whole rotation can be shown. There is nobody to wait for at the end.
+            ["--webhook-ca-soak", "2s"],
+            ["--webhook-cert-lifetime", "20s"],
+            ["--lame-duck", "0s"],
         ];
         report.command(&format!("ksm-scale-operator run {}", args.concat().join(" ")));
         let args = ["run"].into_iter().chain(args.into_iter().flatten());

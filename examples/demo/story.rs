@@ -6,7 +6,7 @@ use crate::{
     witness::{Summary, Witness},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use devcluster::{ControlPlane, Level, eventually, tools};
+use devcluster::{ControlPlane, Level, eventually, probe::free_address, tools};
 use futures::TryStreamExt as _;
 use ksm_scale_operator::api::{KSMScale, Phase};
 use kube::{
@@ -16,9 +16,10 @@ use kube::{
 use std::path::Path;
 use tokio::sync::Mutex;
 
+mod admission;
 mod drain;
 
-pub const STEPS: usize = 11;
+pub const STEPS: usize = 13;
 
 pub const INTRODUCTION: &str = "\
 ksm-scale-operator: a demo on a real Kubernetes control plane
@@ -59,6 +60,8 @@ async fn acts(report: &mut Report, stage: &mut Stage, operator: &Path) -> Result
     more_shards(report, stage).await?;
     drain::drain(report, stage).await?;
     bad_spec(report, stage).await?;
+    admission::forbidden(report, stage).await?;
+    admission::new_ca(report, stage, operator).await?;
     delete(report, stage).await
 }
 
@@ -74,18 +77,26 @@ async fn raise(report: &mut Report) -> Result<Stage> {
     let version = client.apiserver_version().await?.git_version;
     let witness = Mutex::new(Witness::start(client.clone()));
     report.passed(&format!("Kubernetes {version} at {}, 4 nodes Ready", plane.server_url()));
-    Ok(Stage { plane, client, witness, operator: None })
+    let webhook = free_address().await?;
+    Ok(Stage { plane, client, witness, webhook, operator: None })
 }
 
 async fn install(report: &mut Report, stage: &Stage) -> Result<()> {
     report.step(
-        "Install the CRD and the operator's rights",
-        "the CRD is established, and ServiceAccount monitoring/ksm-scale-operator exists",
+        "Install the CRD, the operator's rights and its webhooks",
+        "the CRD is established, and ServiceAccount monitoring/ksm-scale-operator exists\n\
+         (the webhooks' Service leads to this machine, at a free port in place of 443)",
     );
-    stage.kubectl(report, "apply -f crds/ -f deploy/base/rbac.yaml").await?;
+    stage
+        .kubectl(
+            report,
+            "apply -f crds/ksmscales.monitor.example.com.yaml -f deploy/base/rbac.yaml",
+        )
+        .await?;
     stage
         .kubectl(report, "wait --for=condition=Established crd/ksmscales.monitor.example.com")
         .await?;
+    stage.install_webhooks(report).await?;
     let account = "get serviceaccount -n monitoring ksm-scale-operator -o name";
     let account = stage.kubectl(report, account).await?;
     report.passed(&format!("the CRD is established; {}", account.trim()));
@@ -158,7 +169,8 @@ async fn shards(report: &mut Report, stage: &Stage) -> Result<()> {
     );
     let phases = phases(stage, SHARDED);
     let apply = async {
-        stage.kubectl(report, "apply -f deploy/samples/sharded.yaml").await?;
+        let said = stage.kubectl(report, "apply -f deploy/samples/sharded.yaml").await?;
+        ensure!(said.contains("Warning: spec.sharding.shardCount"), "no warning at apply");
         stage.until(SHARDED, |s| s.is_ready_with(4, 3)).await
     };
     let (phases, sight) = tokio::try_join!(phases, apply)?;
