@@ -26,10 +26,10 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    /// Everything that `schema` bounds below `path`.
-    pub(super) fn of(schema: &JSONSchemaProps, path: &[&str]) -> Self {
+    /// Everything that the schema of a whole object bounds.
+    pub(super) fn of(schema: &JSONSchemaProps) -> Self {
         let mut bounds = Self::default();
-        bounds.add(schema, path);
+        bounds.add(schema, &[]);
         bounds
     }
 

@@ -109,7 +109,7 @@ fn binding(kind: &str, policy: &str) -> Value {
 
 /// Each is evaluated once, and only if asked for.
 fn variables(allowed: &Allowed) -> Value {
-    let bounds = Bounds::of(crd::schema(), &[]);
+    let bounds = Bounds::of(crd::schema());
     let list = |checks: &[String]| format!("[\n{}\n]", checks.join(",\n"));
     let all = [
         ("bounds", list(&bounds.checks)),
