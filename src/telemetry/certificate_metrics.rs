@@ -95,7 +95,7 @@ mod tests {
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         for line in [
-            "webhook_certificate_not_after_seconds{certificate=\"leaf\"} 1800000000",
+            "webhook_certificate_not_after_timestamp_seconds{certificate=\"leaf\"} 1800000000",
             "webhook_certificate_renewals_total{result=\"success\"} 1",
             "webhook_ca_bundle_in_sync 1",
             "webhook_ca_rotation_phase{phase=\"soak\"} 1",
