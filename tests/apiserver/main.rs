@@ -11,6 +11,7 @@ mod corpus;
 mod faults;
 mod killed;
 mod obstacles;
+mod overlays;
 mod policies;
 mod scaling;
 mod self_managed;
