@@ -12,7 +12,7 @@
 //!
 //! ```
 //! use lease_sharding::{
-//!     keys::Keyspace,
+//!     keys::{Key, Keyspace},
 //!     placement::Placement,
 //!     protocol::{
 //!         Effect, Event, Holder, Identity, Lease, Now, Protocol, Timing, TimingConfig, Version,
@@ -45,7 +45,7 @@
 //! let effects = protocol.step(now, Event::Want(wants));
 //! let [Effect::Write(write)] = &effects[..] else { unreachable!() };
 //! protocol.step(now, Event::Written(Version(2)));
-//! let partition = keys.partition_of("apps", "Deployment", "default", "web");
+//! let partition = keys.partition_of(&Key::new("apps", "Deployment", "default", "web"));
 //! assert_eq!(protocol.acts_until(partition), None);
 //! let lease = Lease { member: "operator-0".into(), version: Version(2), record: write.record.clone() };
 //! let effects = protocol.step(now, Event::Seen(lease));
@@ -56,13 +56,20 @@
 //! # Ok::<(), lease_sharding::protocol::UnsafeTiming>(())
 //! ```
 
+mod clock;
+pub mod guard;
 pub mod hash;
 pub mod keys;
+mod lease;
+mod metrics;
 #[cfg(test)]
 mod model;
 pub mod partitions;
 pub mod placement;
 pub mod protocol;
 pub mod ring;
+mod sharding;
 #[cfg(test)]
 mod simulation;
+
+pub use sharding::{Builder, End, JoinError, Pod, Sharding};
