@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 const PERIOD: Duration = Duration::from_millis(200);
+const LIMIT: Duration = Duration::from_secs(3);
 
 struct Context {
     client: Client,
@@ -29,8 +30,13 @@ async fn reconcile(map: Arc<ConfigMap>, context: Arc<Context>) -> kube::Result<A
         return Ok(Action::await_change());
     };
     let client = guard.client(&context.client);
-    let work = count(client, &map, &context.name);
-    guard.run(work).await.unwrap_or_else(|_lost| Ok(Action::await_change()))
+    // A read without an answer must not keep the object for ever.
+    let work = tokio::time::timeout(LIMIT, count(client, &map, &context.name));
+    match guard.run(work).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(late)) => Err(kube::Error::Service(late.into())),
+        Err(_lost) => Ok(Action::await_change()),
+    }
 }
 
 async fn count(client: Client, map: &ConfigMap, worker: &str) -> kube::Result<Action> {

@@ -110,12 +110,12 @@ impl Placement {
 
     /// Who should have what, from the Leases that a member sees, of those that are `placed`.
     #[must_use]
-    pub fn assign<'a>(
+    pub fn assign(
         self,
         partitions: u32,
-        protocol: &'a Protocol,
+        protocol: &Protocol,
         placed: impl Fn(&str) -> bool,
-    ) -> Assignment<'a> {
+    ) -> Assignment<'_> {
         let candidates: Vec<_> = protocol
             .members()
             .filter(|lease| placed(&lease.member))

@@ -133,6 +133,8 @@ struct Outstanding {
 /// One member's part of the protocol.
 ///
 /// Two values that are equal but for the time behave alike from then on.
+///
+#[doc = include_str!("protocol/example.md")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Protocol {
     me: Arc<Identity>,

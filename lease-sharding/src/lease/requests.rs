@@ -11,7 +11,13 @@ use kube::{
     Api, Client, Config,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 /// The Leases of one ring, as one member reads and writes them. Clones share connections.
 #[derive(Clone)]
@@ -24,6 +30,8 @@ pub(crate) struct Requests {
     namespace: Arc<str>,
     template: Template,
     clock: Clock,
+    /// Whether the last write of the own Lease failed.
+    failing: Arc<AtomicBool>,
 }
 
 impl Requests {
@@ -41,7 +49,17 @@ impl Requests {
         let api = Api::namespaced(Client::try_from(config)?, namespace);
         let (lease_time, limit) = (timing.lease(), Duration::from_millis(timing.renew_timeout()));
         let (ring, namespace) = (ring.into(), namespace.into());
-        Ok(Self { api, ring, lease_time, limit, member, namespace, template, clock })
+        Ok(Self {
+            api,
+            ring,
+            lease_time,
+            limit,
+            member,
+            namespace,
+            template,
+            clock,
+            failing: Arc::default(),
+        })
     }
 
     /// All Leases of the ring.
@@ -58,16 +76,24 @@ impl Requests {
     /// Writes the own Lease, and reads it if the precondition does not hold.
     pub(super) async fn write(self, write: Write, introduces: bool) -> Event {
         match tokio::time::timeout(self.limit, self.try_write(&write, introduces)).await {
-            Ok(Ok(event)) => event,
+            Ok(Ok(event)) => {
+                self.failing.store(false, Ordering::Relaxed);
+                event
+            }
             Ok(Err(error)) => self.failed(&error),
             Err(late) => self.failed(&late),
         }
     }
 
+    /// An outage is told about once.
     fn failed(&self, error: &dyn std::error::Error) -> Event {
         let lease = codec::name(&self.ring, &self.member);
         let namespace = &*self.namespace;
-        tracing::warn!(error = %error, %namespace, %lease, "cannot write the Lease, it is tried again");
+        if self.failing.swap(true, Ordering::Relaxed) {
+            tracing::debug!(%error, %namespace, %lease, "cannot write the Lease");
+        } else {
+            tracing::warn!(%error, %namespace, %lease, "cannot write the Lease, it is tried again");
+        }
         Event::Failed
     }
 

@@ -37,8 +37,9 @@ pub(super) async fn watch(requests: Requests, news: mpsc::Sender<Event>) {
     while !news.is_closed() {
         let config = watcher::Config::default().labels(&requests.selector());
         let mut events = pin!(watcher(requests.api.clone(), config).backoff(Constant));
-        let mut listed = vec![];
+        let (mut listed, mut failing) = (vec![], false);
         while let Ok(Some(event)) = tokio::time::timeout(patience, events.next()).await {
+            tell(&event, &mut failing, &requests.ring);
             if let Some(event) = read(&requests, event, &mut listed)
                 && news.send(event).await.is_err()
             {
@@ -62,9 +63,19 @@ fn read(
         Ok(watcher::Event::InitDone) => return Some(Event::Listed(std::mem::take(listed))),
         Ok(watcher::Event::Apply(one)) => return lease(&one).map(Event::Seen),
         Ok(watcher::Event::Delete(one)) => return lease(&one).map(|l| Event::Gone(l.member)),
-        Err(error) => {
-            tracing::warn!(%error, ring = %requests.ring, "watch of Leases interrupted, it is restored");
-        }
+        Err(_) => {}
     }
     None
+}
+
+/// An outage is told about once.
+fn tell<E>(event: &watcher::Result<E>, failing: &mut bool, ring: &str) {
+    match event {
+        Ok(_) => *failing = false,
+        Err(error) if *failing => tracing::debug!(%error, %ring, "watch of Leases interrupted"),
+        Err(error) => {
+            tracing::warn!(%error, %ring, "watch of Leases interrupted, it is restored");
+            *failing = true;
+        }
+    }
 }

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
     runtime::{Controller, controller::Action, watcher},
 };
 use lease_sharding::{
@@ -87,7 +87,7 @@ async fn s2_a_guard_of_a_deleted_lease_is_lost_and_its_member_joins_again() {
     let maps: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
     let change = Patch::Merge(json!({"data": {"a": "b"}}));
     maps.patch("map-0", &PatchParams::default(), &change).await.expect("a write");
-    leases(&stage, NAMESPACE).delete("ring.a", &Default::default()).await.expect("deleted");
+    leases(&stage, NAMESPACE).delete("ring.a", &DeleteParams::default()).await.expect("deleted");
     tokio::time::timeout(SOON, guard.lost()).await.expect("the guard is lost");
     let refused = maps.patch("map-0", &PatchParams::default(), &change).await;
     let refused = refused.expect_err("refused").to_string();
@@ -126,7 +126,7 @@ async fn s6_a_rolling_change_of_the_partition_count_is_safe_and_unsafe_times_are
 }
 
 /// Parent and child, and who reconciled the parent.
-async fn reconcile_parents(
+fn reconcile_parents(
     stage: &Stage,
     sharding: Sharding,
     log: Arc<Mutex<Vec<(String, String)>>>,
@@ -160,7 +160,7 @@ async fn weakness_8_an_event_of_a_child_is_worked_on_by_the_owner_of_its_parent(
     let log = Arc::new(Mutex::new(vec![]));
     let (a, b) = (join(&stage, "ring", "a").await, join(&stage, "ring", "b").await);
     for (name, member) in [("a", &a), ("b", &b)] {
-        reconcile_parents(&stage, member.clone(), log.clone(), name).await;
+        reconcile_parents(&stage, member.clone(), log.clone(), name);
     }
     until_shares(&[&a, &b], "both work", |s| s[0] > 0 && s[1] > 0 && s[0] + s[1] == 12).await;
     let worked = |log: &Mutex<Vec<(String, String)>>| -> BTreeSet<(String, String)> {

@@ -34,6 +34,13 @@ fn gap(what: &str, stage: &Stage, start: Instant) -> Duration {
 }
 
 #[tokio::test]
+async fn s7_an_operator_of_less_than_100_lines_shares_work_among_three_processes() {
+    assert!(include_str!("../../examples/configmaps.rs").lines().count() < 100);
+    let (stage, _workers) = three().await;
+    stage.witness.assert_one_owner();
+}
+
+#[tokio::test]
 async fn s2_a_process_that_is_asked_to_end_hands_over_in_well_under_a_second() {
     let (stage, [_a, _b, mut c]) = three().await;
     let start = Instant::now();

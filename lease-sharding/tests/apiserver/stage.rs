@@ -10,11 +10,15 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
     core::NamespaceResourceScope,
 };
-use lease_sharding::{Pod, keys::Key};
+use lease_sharding::{
+    Pod,
+    keys::{Key, Keyspace},
+    partitions::PartitionSet,
+    placement::{Candidate, Placement},
+};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -128,18 +132,25 @@ impl Stage {
         Process::spawn(name, example(), none, env, &log).expect("a worker")
     }
 
-    /// Waits until these work on all objects, each on some, and nobody else on any. Returns when
+    /// Waits until each object is worked on by that one of these to whom it is placed. Returns when
     /// that was.
     pub async fn until_shared_by(&self, workers: &[&str]) -> Instant {
-        let wanted: BTreeSet<String> = workers.iter().map(|name| (*name).to_owned()).collect();
+        let none = PartitionSet::EMPTY;
+        let candidates =
+            workers.iter().map(|name| Candidate { name, claims: &none, generation: 0 });
+        let candidates: Vec<_> = candidates.collect();
+        let keys = Keyspace::default();
+        let placed = Placement::default().place(keys.partitions(), &candidates);
         let what = format!("{workers:?} share the work");
         let shared = eventually(&what, SOON, || async {
-            let now = Instant::now();
-            let latest = self.witness.latest();
-            let fresh = |at: &Instant| now.duration_since(*at) < Duration::from_secs(1);
-            let all = latest.len() == MAPS && latest.values().all(|(_, at)| fresh(at));
-            let who: BTreeSet<String> = latest.values().map(|(who, _)| who.clone()).collect();
-            (all && who == wanted).then_some(now)
+            let (now, latest) = (Instant::now(), self.witness.latest());
+            let done = |map: String| {
+                let owner = placed.owner(keys.partition_of(&key(&map)));
+                latest.get(&map).is_some_and(|(who, at)| {
+                    owner == Some(who) && now.duration_since(*at) < Duration::from_secs(1)
+                })
+            };
+            maps().all(done).then_some(now)
         });
         match shared.await {
             Ok(at) => at,
@@ -170,8 +181,9 @@ pub fn pod(name: &str) -> Pod {
 fn example() -> &'static Path {
     static EXAMPLE: OnceLock<PathBuf> = OnceLock::new();
     EXAMPLE.get_or_init(|| {
-        let build = ["build", "--quiet", "--package", "lease-sharding", "--example", "configmaps"];
-        let built = Command::new(env!("CARGO")).args(build).status().expect("cargo runs");
+        let arguments =
+            ["build", "--quiet", "--package", "lease-sharding", "--example", "configmaps"];
+        let built = Command::new(env!("CARGO")).args(arguments).status().expect("cargo runs");
         assert!(built.success(), "the example does not build");
         let me = std::env::current_exe().expect("a path");
         let profile = me.ancestors().nth(2).expect("target, profile and deps");
