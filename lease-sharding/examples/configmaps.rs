@@ -3,12 +3,17 @@
 //!
 //! Takes POD_NAME, POD_NAMESPACE and POD_UID as the downward API gives them, and KUBECONFIG.
 
-use futures::StreamExt;
+use futures::{StreamExt, future};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{Patch, PatchParams},
-    runtime::{Controller, controller::Action, watcher},
+    runtime::{
+        Controller, WatchStreamExt,
+        controller::Action,
+        reflector,
+        watcher::{self, watcher},
+    },
 };
 use lease_sharding::{End, Pod, Sharding, keys::Key, protocol::TimingConfig};
 use serde_json::json;
@@ -72,13 +77,16 @@ async fn main() -> anyhow::Result<()> {
     let sharding =
         Sharding::builder(config, "configmaps", pod).timing(TimingConfig::FAST).join().await?;
 
-    let controller = Controller::new(maps, watcher::Config::default().labels("work=shared"));
-    let gained = sharding.gained_objects(controller.store());
+    // After an error a controller hears of nothing for a while, not even of what is gained: errors
+    // end here.
+    let (store, writer) = reflector::store();
+    let events = watcher(maps, watcher::Config::default().labels("work=shared")).default_backoff();
+    let objects = events.reflect(writer).applied_objects().filter(|o| future::ready(o.is_ok()));
     let context = Arc::new(Context { client, sharding: sharding.clone(), name });
-    let run = controller
-        .reconcile_on(gained)
+    let run = Controller::for_stream(objects, store.clone())
+        .reconcile_on(sharding.gained_objects(store))
         .run(reconcile, |_, _, _| Action::requeue(PERIOD), context)
-        .for_each(|_| std::future::ready(()));
+        .for_each(|_| future::ready(()));
 
     let mut terminate = signal(SignalKind::terminate())?;
     let end = tokio::select! {

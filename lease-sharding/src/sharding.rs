@@ -282,6 +282,9 @@ impl Sharding {
 
     /// The objects of a store in [`Sharding::gained`] partitions: for `Controller::reconcile_on`.
     /// An object that the store does not have yet needs none: its own event is yet to come.
+    ///
+    /// A controller whose watch fails listens to nothing until its back-off is over, this stream
+    /// included: up to 30 s after an outage. Give it a stream without errors (`Controller::for_stream`).
     pub fn gained_objects<K>(
         &self,
         store: Store<K>,
