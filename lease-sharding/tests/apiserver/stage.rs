@@ -154,7 +154,10 @@ impl Stage {
         });
         match shared.await {
             Ok(at) => at,
-            Err(error) => panic!("{error}; the last were {:#?}", self.witness.latest()),
+            Err(error) => {
+                self.witness.assert_one_owner();
+                panic!("{error}; the last were {:#?}", self.witness.latest())
+            }
         }
     }
 
