@@ -3,6 +3,7 @@
 
 UNIT    := $(patsubst tests/%.rs,--test %,$(wildcard tests/*.rs))
 CLUSTER := $(patsubst tests/%/main.rs,--test %,$(wildcard tests/*/main.rs))
+SHARING := $(patsubst lease-sharding/tests/%.rs,--test %,$(wildcard lease-sharding/tests/*.rs))
 say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
@@ -31,7 +32,7 @@ lint: ## Formatting, clippy and documentation, without warnings
 unit: ## Tests that need no cluster (under three minutes)
 	$(call say,tests without a cluster)
 	cargo test --workspace --exclude lease-sharding --lib --bins --locked
-	cargo test --locked -p lease-sharding --tests
+	cargo test --locked -p lease-sharding --lib $(SHARING)
 	cargo test --locked $(UNIT)
 
 doctest: ## Examples in the documentation
@@ -41,6 +42,7 @@ doctest: ## Examples in the documentation
 cluster-test: tools ## Tests on a real control plane
 	$(call say,tests on a real control plane)
 	cargo test --locked $(CLUSTER)
+	cargo test --locked -p lease-sharding --test apiserver -- --test-threads=2
 	cargo test --locked -p devcluster --tests
 
 tools: ## Build the control plane's programs, once (about 10 minutes; needs Go)

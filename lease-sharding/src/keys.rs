@@ -1,6 +1,30 @@
 //! From an object to its partition.
 
 use crate::hash::KeyHash;
+use kube::Resource;
+
+/// What is owned as a whole: an object of the work that is shared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(String);
+
+impl Key {
+    /// The parts are kept apart, so that no two objects share a key. A cluster-wide object has no
+    /// namespace, that is an empty one. For a duty that is no object, choose a kind of your own.
+    pub fn new(group: &str, kind: &str, namespace: &str, name: &str) -> Self {
+        // None of them can contain a slash.
+        Self([group, kind, namespace, name].join("/"))
+    }
+
+    /// The key of an object of the cluster.
+    ///
+    /// For work on behalf of another object, take that one's key: a child is worked on by the
+    /// owner of its parent.
+    pub fn of<K: Resource<DynamicType = ()>>(object: &K) -> Self {
+        let (namespace, name) = (object.meta().namespace.as_deref(), object.meta().name.as_deref());
+        let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+        Self::new(&K::group(&()), &K::kind(&()), namespace, name)
+    }
+}
 
 /// How keys become partitions. Members that differ in it never act at the same time: a claim under
 /// another keyspace stands against every partition.
@@ -32,14 +56,11 @@ impl Keyspace {
         self.partitions
     }
 
-    /// The partition of an object. The parts are kept apart, so that no two objects share a key.
-    /// A cluster-wide object has no namespace, that is an empty one.
+    /// The partition of a key.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "smaller than the number of partitions")]
-    pub fn partition_of(&self, group: &str, kind: &str, namespace: &str, name: &str) -> u32 {
-        // None of them can contain a slash.
-        let key = [group, kind, namespace, name].join("/");
-        (self.hash.hash(key.as_bytes()) % u64::from(self.partitions)) as u32
+    pub fn partition_of(&self, key: &Key) -> u32 {
+        (self.hash.hash(key.0.as_bytes()) % u64::from(self.partitions)) as u32
     }
 
     /// Identifies this keyspace, for [`crate::protocol::Record::keyspace`].
@@ -58,9 +79,9 @@ mod tests {
     fn every_part_of_a_key_counts_and_the_result_is_pinned() {
         let keys = Keyspace::default();
         let parts = [["apps", "Deployment", "a", "b"], ["", "Deployment", "a", "b"]];
-        let [one, two] = parts.map(|[g, k, ns, n]| keys.partition_of(g, k, ns, n));
+        let [one, two] = parts.map(|[g, k, ns, n]| keys.partition_of(&Key::new(g, k, ns, n)));
         assert_ne!(one, two);
-        assert_ne!(keys.partition_of("", "Pod", "a", "b"), keys.partition_of("", "Pod", "b", "a"));
+        assert_ne!(Key::new("", "Pod", "a", "b"), Key::new("", "Pod", "b", "a"));
         assert_eq!(one, 978);
     }
 

@@ -7,9 +7,12 @@
 //! | [`Placement::Sticky`] | names, claims, generations | 1, rounded up | the optimum | 1 each |
 
 mod rendezvous;
+mod roster;
 mod sticky;
 #[cfg(test)]
 mod tests;
+
+pub use roster::Roster;
 
 use crate::{partitions::PartitionSet, protocol::Protocol};
 
@@ -102,20 +105,32 @@ impl Placement {
     /// [`crate::protocol::Event::Want`]. Nothing while it does not see its own.
     #[must_use]
     pub fn wants(self, partitions: u32, protocol: &Protocol, member: &str) -> PartitionSet {
+        self.assign(partitions, protocol, |_| true).share(member)
+    }
+
+    /// Who should have what, from the Leases that a member sees, of those that are `placed`.
+    #[must_use]
+    pub fn assign(
+        self,
+        partitions: u32,
+        protocol: &Protocol,
+        placed: impl Fn(&str) -> bool,
+    ) -> Assignment<'_> {
         let candidates: Vec<_> = protocol
             .members()
+            .filter(|lease| placed(&lease.member))
             .map(|lease| Candidate {
                 name: &lease.member,
                 claims: &lease.record.claims,
                 generation: lease.record.generation,
             })
             .collect();
-        self.place(partitions, &candidates).share(member)
+        self.place(partitions, &candidates)
     }
 }
 
 /// Who should have what.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assignment<'a> {
     members: Vec<Candidate<'a>>,
     owners: Vec<usize>,
@@ -125,6 +140,11 @@ impl<'a> Assignment<'a> {
     /// The owner of a partition; `None` if there are no members or no such partition.
     pub fn owner(&self, partition: u32) -> Option<&'a str> {
         self.owners.get(partition as usize).map(|at| self.members[*at].name)
+    }
+
+    /// The owners of all partitions, in their order; empty if there are no members.
+    pub fn owners(&self) -> impl Iterator<Item = &'a str> {
+        self.owners.iter().map(|at| self.members[*at].name)
     }
 
     /// All partitions of a member.

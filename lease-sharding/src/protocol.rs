@@ -133,6 +133,8 @@ struct Outstanding {
 /// One member's part of the protocol.
 ///
 /// Two values that are equal but for the time behave alike from then on.
+///
+#[doc = include_str!("protocol/example.md")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Protocol {
     me: Arc<Identity>,
@@ -258,7 +260,12 @@ impl Protocol {
     /// A write that may take until later than this must not be sent.
     pub fn acts_until(&self, partition: u32) -> Option<Now> {
         let owns = self.active.contains(partition) || self.stopping.contains(partition);
-        (owns && self.valid > 0).then_some(Now {
+        self.valid_until().filter(|_| owns)
+    }
+
+    /// The fence: [`Protocol::acts_until`] of whatever this member owns.
+    pub fn valid_until(&self) -> Option<Now> {
+        (self.valid > 0).then_some(Now {
             steady: self.now.steady.saturating_add(self.valid),
             wall: self.now.wall.saturating_add(self.valid),
         })
@@ -291,6 +298,11 @@ impl Protocol {
         self.peers.live().filter(|lease| {
             lease.record.stage == Stage::Active && lease.record.keyspace == self.me.keyspace
         })
+    }
+
+    /// The Leases that anybody holds, sorted by name.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.peers.live()
     }
 
     /// Members that place differently from this one. Safe, but worth a warning: they pull

@@ -94,7 +94,7 @@ fn hashes_agree_with_the_vectors() {
 }
 
 #[test]
-fn tables_keys_and_closest_members_agree_with_the_go_library() {
+fn s4_tables_keys_and_closest_members_agree_with_the_go_library() {
     for row in rows("cases") {
         let what = row["name"].as_str().expect("a name");
         let mut members = names(&row["members"]);
@@ -146,7 +146,7 @@ fn additions_and_removals_relocate_what_they_relocate_in_the_go_library() {
 }
 
 #[test]
-fn what_panics_in_the_go_library_is_an_error_here() {
+fn s4_what_panics_in_the_go_library_is_an_error_here() {
     for row in rows("edge_cases") {
         let what = format!("{} {}", row["name"], row["library"]);
         let mut members = names(&row["members"]);

@@ -1,6 +1,6 @@
 //! What goes wrong with sharding by consistent hashing and heartbeats alone, number by number as in
 //! the design's list, and does not go wrong here. Numbers 8 and 17 to 20 are about reading and
-//! writing Leases and events, which this crate does not do yet.
+//! writing Leases and events: they are in `apiserver/library.rs`.
 
 use lease_sharding::{
     hash::KeyHash,
@@ -280,6 +280,17 @@ fn weakness_10_a_death_is_noticed_without_any_event() {
     cluster.wait(LEASE - 1);
     assert!(cluster.share(0) < 8);
     cluster.wait(2);
+    assert_eq!(cluster.shares(), [8]);
+}
+
+#[test]
+fn s1_a_label_that_a_stranger_writes_is_no_sign_of_life() {
+    let mut cluster = Cluster::of(&["a", "b"]);
+    let dead = cluster.members.remove(1).name;
+    cluster.wait(LEASE / 2);
+    let labelled = cluster.leases[&dead].clone();
+    cluster.commit(usize::MAX, labelled);
+    cluster.wait(LEASE / 2 + 1);
     assert_eq!(cluster.shares(), [8]);
 }
 

@@ -50,9 +50,13 @@ impl Peers {
         self.listed
     }
 
+    /// A stranger that writes a label, say, changes the version but not the record: that is no sign
+    /// of life, so the idle time goes on.
     pub(super) fn see(&mut self, lease: Lease) {
         match self.seen.binary_search_by(|peer| peer.lease.member.cmp(&lease.member)) {
-            Ok(at) if self.seen[at].lease.version == lease.version && !self.seen[at].ghost => {}
+            Ok(at) if self.seen[at].lease.record == lease.record && !self.seen[at].ghost => {
+                self.seen[at].lease.version = lease.version;
+            }
             Ok(at) => self.seen[at] = Peer { lease, idle: 0, ghost: false },
             Err(at) => self.seen.insert(at, Peer { lease, idle: 0, ghost: false }),
         }

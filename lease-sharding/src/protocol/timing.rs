@@ -78,6 +78,7 @@ pub struct Timing {
     pub(crate) fence: Millis,
     pub(crate) renew: Millis,
     pub(crate) retry: Millis,
+    pub(crate) renew_timeout: Millis,
     pub(crate) write_timeout: Millis,
     pub(crate) stagger: Millis,
     pub(crate) forget: Millis,
@@ -94,6 +95,16 @@ impl Timing {
         self.fence
     }
 
+    /// How long after a renewal without an answer the next is sent.
+    pub fn retry(&self) -> Millis {
+        self.retry
+    }
+
+    /// After which a renewal counts as without an answer.
+    pub fn renew_timeout(&self) -> Millis {
+        self.renew_timeout
+    }
+
     /// The longest time that a guarded write may take.
     pub fn write_timeout(&self) -> Millis {
         self.write_timeout
@@ -108,6 +119,7 @@ impl Timing {
             fence: c.fence,
             renew: c.renew,
             retry: c.retry,
+            renew_timeout: c.renew_timeout,
             write_timeout: c.write_timeout,
             stagger: c.stagger,
             forget: c.forget,

@@ -1,0 +1,10 @@
+//! Leases: how they are written, read and watched, and the task that does what the protocol says.
+
+mod codec;
+mod driver;
+mod requests;
+mod watch;
+
+pub(crate) use codec::{RING_LABEL, generation, pod_number};
+pub(crate) use driver::{Driver, Inputs, State};
+pub(crate) use requests::Requests;
