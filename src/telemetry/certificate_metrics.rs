@@ -36,6 +36,10 @@ impl CertificateMetrics {
     /// Makes them part of what is scraped.
     pub fn register(&self, registry: &mut Registry) {
         let Self { not_after, renewals, in_sync, phase } = self.clone();
+        // Both are there from the start, so that a rate of failures is 0 and not absent.
+        for result in ["success", "failure"] {
+            drop(renewals.get_or_create(&ResultLabels { result }));
+        }
         registry.register_with_unit(
             "webhook_certificate_not_after_timestamp",
             "End of a certificate's life, in Unix time",

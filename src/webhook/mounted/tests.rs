@@ -149,13 +149,13 @@ async fn t1_every_swap_is_served_and_what_cannot_be_is_counted_and_leaves_the_pr
     }
     let served = process.serving.current().unwrap();
     volume.write(&[("tls.crt", b"no certificate"), ("tls.key", &files().key)]).unwrap();
-    let failures = "mounted_certificate_reloads_total{result=\"failure\"} 2";
+    let failures = "webhook_certificate_renewals_total{result=\"failure\"} 2";
     process.until("the failure is counted, once", |this| this.has_metric(failures)).await;
     assert_eq!(process.readiness.check(), Ok(()));
     assert!(Arc::ptr_eq(&served, &process.serving.current().unwrap()));
-    assert!(process.has_metric("mounted_certificate_reloads_total{result=\"success\"} 2"));
+    assert!(process.has_metric("webhook_certificate_renewals_total{result=\"success\"} 2"));
     // 2026-02-01T00:00:00Z
-    assert!(process.has_metric("mounted_certificate_not_after_timestamp_seconds 1769904000"));
+    assert!(process.has_metric("webhook_certificate_not_after_timestamp_seconds{certificate=\"leaf\"} 1769904000"));
 
     process.stop.cancel();
     process.task.await.unwrap();
