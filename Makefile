@@ -45,8 +45,8 @@ cluster-test: tools ## Tests on a real control plane
 	cargo test --locked -p lease-sharding --test apiserver -- --test-threads=2
 	cargo test --locked -p devcluster --tests
 
-tools: ## Build the control plane's programs, once (about 10 minutes; needs Go)
-	$(call say,control plane: its programs are built the first time (about 10 minutes))
+tools: ## Build the control plane's programs, once (about 12 minutes; needs Go)
+	$(call say,control plane: its programs are built the first time (about 12 minutes))
 	cargo run --quiet --locked -p devcluster -- build
 
 update: ## Write the generated files anew: crds/, deploy/, tests/golden/
