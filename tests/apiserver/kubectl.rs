@@ -1,7 +1,11 @@
 //! What users read: kubectl's own words before the operator's webhooks, as golden text in
 //! `tests/golden/kubectl/`. `UPDATE=1 cargo test --test apiserver kubectl` writes it.
 
-use crate::{policies::scale, served::until_judged, support::*};
+use crate::{
+    policies::scale,
+    served::{STRICT, until_judged},
+    support::*,
+};
 use serde_json::{Value, json};
 use std::{fmt::Write, path::Path, process::Stdio, time::Duration};
 use tokio::io::AsyncWriteExt;
@@ -69,20 +73,11 @@ fn in_order(printed: &str) -> String {
     lines.concat()
 }
 
-const ALLOWED: [&str; 6] = [
-    "--lame-duck",
-    "0s",
-    "--allowed-namespaces",
-    "monitoring",
-    "--allowed-images",
-    "registry.k8s.io/kube-state-metrics/kube-state-metrics",
-];
-
 #[tokio::test]
 async fn w1_w4_w5_t2_r68_kubectl_shows_every_cause_the_advice_and_the_way_out() {
     let cluster = Cluster::start(40).await;
     let webhooks = Webhooks::install(&cluster, Duration::ZERO).await;
-    let replica = webhooks.replica(&ALLOWED).await;
+    let replica = webhooks.replica(&STRICT).await;
     until_judged(&cluster, &json!({"namespace": "kube-system"})).await;
     let mut terminal = Terminal::new(&cluster);
     refused(&mut terminal).await;

@@ -15,8 +15,8 @@ use kube::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// With nothing to wait for at the end, and bounds as strict as the default ones.
-const STRICT: [&str; 6] = [
+/// With nothing to wait for at the end, and with namespaces and images that are not allowed.
+pub const STRICT: [&str; 6] = [
     "--lame-duck",
     "0s",
     "--allowed-namespaces",
