@@ -5,14 +5,19 @@
 #![allow(clippy::panic, reason = "helpers of tests fail as tests do")]
 #![allow(unreachable_pub, reason = "modules of one test binary, with the visibility of a library")]
 
+#[allow(dead_code, reason = "what is about bytes has no use before a real API server")]
+#[path = "../admission/case.rs"]
+mod case;
 mod cert_manager;
 mod changes;
 mod corpus;
 mod faults;
 mod killed;
+mod kubectl;
 mod obstacles;
 mod overlays;
 mod policies;
+mod replayed;
 mod scaling;
 mod self_managed;
 mod served;

@@ -23,12 +23,17 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 
 /// A cluster with the older CRD.
-async fn older() -> Cluster {
+pub async fn older() -> Cluster {
+    with_schema(loosen).await
+}
+
+/// A cluster with a CRD of another schema, which takes any KSMScale without a spec.
+pub async fn with_schema(change: fn(&mut Value)) -> Cluster {
     let cluster = Cluster::whole(Level::ApiServer).await;
     let mut crd = serde_json::to_value(crd::crd()).expect("JSON");
     crd["apiVersion"] = json!("apiextensions.k8s.io/v1");
     crd["kind"] = json!("CustomResourceDefinition");
-    loosen(&mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
+    change(&mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]);
     apply_yaml(&cluster.client, &crd.to_string()).await;
     let probe = json!({"apiVersion": "monitor.example.com/v1alpha1", "kind": "KSMScale", "metadata": {"name": "probe"}});
     eventually("the older CRD is in force", SOON, || async {
@@ -91,15 +96,15 @@ async fn until_defaults(cluster: &Cluster) {
     .expect("a policy in force");
 }
 
-fn scale(name: &str, spec: &Value) -> Value {
+pub fn scale(name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "monitor.example.com/v1alpha1", "kind": "KSMScale", "metadata": {"name": name}, "spec": spec})
 }
 
-fn scales(client: &Client) -> Api<DynamicObject> {
+pub fn scales(client: &Client) -> Api<DynamicObject> {
     Api::all_with(client.clone(), &ApiResource::erase::<KSMScale>(&()))
 }
 
-async fn merge(client: &Client, name: &str, patch: Value) -> Result<(), Box<Status>> {
+pub async fn merge(client: &Client, name: &str, patch: Value) -> Result<(), Box<Status>> {
     match scales(client).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) => Err(status),
@@ -310,20 +315,20 @@ async fn install_with_image(cluster: &Cluster, allowed: &Allowed) {
 }
 
 /// Somebody who may write KSMScales and nothing else.
-const WRITER: &str = "
+pub const WRITER: &str = "
 {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: writer}, rules: [{apiGroups: [monitor.example.com], resources: [ksmscales], verbs: ['*']}]}
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: writer}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: writer}, subjects: [{kind: User, name: dev, apiGroup: rbac.authorization.k8s.io}]}
 ";
 
 /// Lets them create pods in `monitoring`.
-const CREATOR: &str = "
+pub const CREATOR: &str = "
 {apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: creator, namespace: monitoring}, rules: [{apiGroups: [''], resources: [pods], verbs: [create]}]}
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: creator, namespace: monitoring}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: creator}, subjects: [{kind: User, name: dev, apiGroup: rbac.authorization.k8s.io}]}
 ";
 
-async fn client_as(cluster: &Cluster, user: &str) -> Client {
+pub async fn client_as(cluster: &Cluster, user: &str) -> Client {
     let kubeconfig = Kubeconfig::read_from(cluster.plane.kubeconfig()).expect("a kubeconfig");
     let options = KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;

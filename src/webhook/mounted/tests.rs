@@ -155,7 +155,9 @@ async fn t1_every_swap_is_served_and_what_cannot_be_is_counted_and_leaves_the_pr
     assert!(Arc::ptr_eq(&served, &process.serving.current().unwrap()));
     assert!(process.has_metric("webhook_certificate_renewals_total{result=\"success\"} 2"));
     // 2026-02-01T00:00:00Z
-    assert!(process.has_metric("webhook_certificate_not_after_timestamp_seconds{certificate=\"leaf\"} 1769904000"));
+    assert!(process.has_metric(
+        "webhook_certificate_not_after_timestamp_seconds{certificate=\"leaf\"} 1769904000"
+    ));
 
     process.stop.cancel();
     process.task.await.unwrap();
