@@ -13,6 +13,8 @@ mod killed;
 mod obstacles;
 mod overlays;
 mod policies;
+mod rollouts;
+mod rotations;
 mod scaling;
 mod self_managed;
 mod served;
