@@ -8,7 +8,7 @@ say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test tools update bench deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update bench deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ cluster-test: tools ## Tests on a real control plane
 	cargo test --locked $(CLUSTER)
 	cargo test --locked -p lease-sharding --test apiserver -- --test-threads=2
 	cargo test --locked -p devcluster --tests
+
+soak: tools ## 50,000 calls while replicas end and certificates change, none lost (about 30 minutes)
+	$(call say,soak: rollouts and rotations under load)
+	cargo test --locked --test apiserver -- --ignored --nocapture --test-threads=1 soak_
 
 tools: ## Build the control plane's programs, once (about 12 minutes; needs Go)
 	$(call say,control plane: its programs are built the first time (about 12 minutes))

@@ -118,8 +118,6 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let stop = stop_on_signal()?;
     // The servers outlive the controller: whoever asks during the shutdown gets an answer.
     let servers = CancellationToken::new();
-    let health =
-        tokio::spawn(server::serve(health, server::health(readiness.clone()), servers.clone()));
     let scrape =
         tokio::spawn(server::serve(scrape, server::metrics(metrics.clone()), servers.clone()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, "started");
@@ -146,6 +144,9 @@ async fn run(args: Run) -> anyhow::Result<()> {
         drain: stop.clone(),
         stop: idle.clone(),
     })?;
+    // Not before all parts have said what they wait for: until then nothing seems to be waited for.
+    let health =
+        tokio::spawn(server::serve(health, server::health(readiness.clone()), servers.clone()));
     run_both(controller, webhook, &idle).await?;
     servers.cancel();
     health.await??;

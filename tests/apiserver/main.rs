@@ -18,6 +18,8 @@ mod obstacles;
 mod overlays;
 mod policies;
 mod replayed;
+mod rollouts;
+mod rotations;
 mod scaling;
 mod self_managed;
 mod served;

@@ -19,12 +19,14 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 mod caller;
+mod load;
 mod operator;
 mod webhook;
 mod witness;
 
 pub use caller::{Caller, Connections};
 pub use devcluster::eventually;
+pub use load::{Load, until_called};
 pub use operator::Operator;
 pub use webhook::{PROXY_DELAY, Replica, Webhooks};
 pub use witness::{History, Witness};

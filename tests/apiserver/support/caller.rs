@@ -24,7 +24,12 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{net::TcpStream, sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedRwLockWriteGuard, RwLock, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 
 type Connection = SendRequest<Full<Bytes>>;
@@ -54,14 +59,27 @@ impl Calls {
         self.answered.load(Ordering::Relaxed)
     }
 
+    pub(super) fn answer(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn fail(&self, error: String) {
+        self.failures.lock().expect("no panic").push(error);
+    }
+
     pub fn failures(&self) -> Vec<String> {
         self.failures.lock().expect("no panic").clone()
     }
 }
 
+/// No call begins while it is held.
+pub type Pause = OwnedRwLockWriteGuard<()>;
+
 /// A caller in the background. It stops when dropped.
 pub struct Caller {
     calls: Arc<Calls>,
+    /// Read while a call is under way.
+    gate: Arc<RwLock<()>>,
     tasks: JoinSet<()>,
 }
 
@@ -77,31 +95,39 @@ impl Caller {
         pause: Duration,
         lag: Duration,
     ) -> Self {
-        let calls = Arc::new(Calls::default());
+        let (calls, gate) = (Arc::new(Calls::default()), Arc::new(RwLock::new(())));
         let mut tasks = JoinSet::new();
         let (sender, mut bundle) = watch::channel(Vec::new());
         tasks.spawn(follow_bundle(client, sender, lag));
         bundle.wait_for(|bundle| !bundle.is_empty()).await.expect("a caBundle");
         for worker in 0..workers {
             let (calls, bundle, address) = (calls.clone(), bundle.clone(), address.to_owned());
+            let gate = Arc::clone(&gate);
             tasks.spawn(async move {
                 let mut seat = Seat { address, bundle, connections, idle: None };
                 for number in 0_u64.. {
                     let uid = format!("{worker}-{number}");
+                    let under_way = gate.read().await;
                     match timeout(DEADLINE, seat.call(&uid, &calls)).await {
-                        Ok(Ok(())) => drop(calls.answered.fetch_add(1, Ordering::Relaxed)),
+                        Ok(Ok(())) => calls.answer(),
                         Ok(Err(error)) => calls.fail(error),
                         Err(_) => calls.fail("no answer within the deadline".into()),
                     }
+                    drop(under_way);
                     tokio::time::sleep(pause).await;
                 }
             });
         }
-        Self { calls, tasks }
+        Self { calls, gate, tasks }
     }
 
     pub fn calls(&self) -> &Calls {
         &self.calls
+    }
+
+    /// Waits until no call is under way; none begins while the result is held.
+    pub async fn pause(&self) -> Pause {
+        Arc::clone(&self.gate).write_owned().await
     }
 
     /// Stops, and says how many calls were answered. Panics if one was not.
@@ -111,12 +137,6 @@ impl Caller {
         assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}", failures.len());
         assert!(answered > 0, "nothing was called");
         answered
-    }
-}
-
-impl Calls {
-    fn fail(&self, error: String) {
-        self.failures.lock().expect("no panic").push(error);
     }
 }
 

@@ -1,10 +1,13 @@
 //! The webhooks as a cluster has them: configurations that name a Service, a Service, several
 //! replicas behind it, and kube-proxy's delay between a replica's readiness and its traffic.
 
-use super::{Cluster, Operator, apply_yaml, eventually};
-use devcluster::Balancer;
-use ksm_scale_operator::{manifests, names};
-use std::{net::SocketAddr, time::Duration};
+use super::{Cluster, Operator, apply_yaml};
+use devcluster::{Balancer, FaultProxy};
+use ksm_scale_operator::{
+    manifests,
+    names::{self, OPERATOR, OPERATOR_NAMESPACE},
+};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 /// For how long a replica that is leaving still gets connections.
 pub const PROXY_DELAY: Duration = Duration::from_secs(8);
@@ -32,24 +35,46 @@ impl<'c> Webhooks<'c> {
             "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: monitoring}}, spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {port}}}]}}}}"
         );
         apply_yaml(&cluster.client, &service).await;
+        let webhooks = Self { cluster, balancer };
+        webhooks.configure().await;
+        webhooks
+    }
+
+    /// Applies the shipped configurations.
+    pub async fn configure(&self) {
+        let port = format!("port: {}", self.balancer.address().port());
         for manifest in manifests::webhooks().expect("manifests") {
-            let text = manifest.text.replace("port: 443", &format!("port: {port}"));
-            apply_yaml(&cluster.client, &text).await;
+            let text = manifest.text.replace("port: 443", &port);
+            apply_yaml(&self.cluster.client, &text).await;
         }
-        Self { cluster, balancer }
+    }
+
+    pub fn cluster(&self) -> &'c Cluster {
+        self.cluster
     }
 
     /// Starts a replica without waiting.
     pub async fn spawn(&self, args: &[&str]) -> Replica {
+        let plane = &self.cluster.plane;
+        let account = plane.service_account_kubeconfig(OPERATOR_NAMESPACE, OPERATOR);
+        self.spawn_as(&account.await.expect("a token"), args).await
+    }
+
+    /// The same with a proxy between it and the API server.
+    pub async fn spawn_via(&self, proxy: &FaultProxy, args: &[&str]) -> Replica {
+        let (plane, url) = (&self.cluster.plane, proxy.url());
+        let account = plane.service_account_kubeconfig_via(&url, OPERATOR_NAMESPACE, OPERATOR);
+        self.spawn_as(&account.await.expect("a token"), args).await
+    }
+
+    async fn spawn_as(&self, kubeconfig: &Path, args: &[&str]) -> Replica {
         let address = devcluster::probe::free_address().await.expect("a port");
         let mut all = vec!["--webhook-bind-address", &address];
         if !args.contains(&"--webhook") {
             all.extend(["--webhook", "self-managed"]);
         }
         all.extend(args);
-        let plane = &self.cluster.plane;
-        let kubeconfig = plane.service_account_kubeconfig("monitoring", "ksm-scale-operator").await;
-        let operator = Operator::spawn(plane, &kubeconfig.expect("a token"), &all).await;
+        let operator = Operator::spawn(&self.cluster.plane, kubeconfig, &all).await;
         Replica { operator, address: address.parse().expect("an address") }
     }
 
@@ -73,18 +98,5 @@ impl<'c> Webhooks<'c> {
         self.balancer.withdraw(replica.address);
         let status = stopping.await;
         assert!(status.success(), "{status}");
-    }
-
-    /// Waits until both configurations carry a caBundle, and so are of use.
-    pub async fn until_bundled(&self) {
-        let api = self
-            .cluster
-            .dynamic("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration");
-        eventually("a caBundle is written", super::SOON, || async {
-            let found = api.get(names::WEBHOOK_CONFIGURATION).await.ok()?;
-            found.data["webhooks"][0]["clientConfig"]["caBundle"].as_str().map(drop)
-        })
-        .await
-        .expect("a caBundle");
     }
 }
