@@ -3,11 +3,13 @@
 
 UNIT    := $(patsubst tests/%.rs,--test %,$(wildcard tests/*.rs))
 CLUSTER := $(patsubst tests/%/main.rs,--test %,$(wildcard tests/*/main.rs))
+FUZZ    := $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
+SECONDS := 60
 say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test tools update bench deny clean
+.PHONY: help demo test lint unit doctest cluster-test tools update bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +57,11 @@ bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md
 	cargo bench --locked --bench admission
 	cargo bench --locked --bench webhook
 	cargo bench --locked --bench cluster
+
+fuzz: ## Look for inputs that break a promise, a minute for each target (SECONDS=60; needs: rustup toolchain install nightly && cargo install --locked cargo-fuzz)
+	cd fuzz && for target in $(FUZZ); do \
+	    cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 || exit 1; \
+	done
 
 deny: ## Licences, bans, sources, advisories (needs: cargo install --locked cargo-deny)
 	cargo deny check
