@@ -60,7 +60,8 @@ bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md
 
 fuzz: ## Look for inputs that break a promise, a minute for each target (SECONDS=60; needs: rustup toolchain install nightly && cargo install --locked cargo-fuzz)
 	cd fuzz && for target in $(FUZZ); do \
-	    cargo +nightly fuzz run $$target -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 || exit 1; \
+	    mkdir -p target/found/$$target && \
+	    cargo +nightly fuzz run $$target target/found/$$target corpus/$$target -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 || exit 1; \
 	done
 
 deny: ## Licences, bans, sources, advisories (needs: cargo install --locked cargo-deny)
