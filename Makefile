@@ -58,7 +58,8 @@ bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md
 	cargo bench --locked --bench webhook
 	cargo bench --locked --bench cluster
 
-fuzz: ## Look for inputs that break a promise, a minute for each target (SECONDS=60; needs: rustup toolchain install nightly && cargo install --locked cargo-fuzz)
+# Once: rustup toolchain install nightly && cargo install --locked cargo-fuzz
+fuzz: ## Look for inputs that break a promise (SECONDS=60 for each target; needs nightly, cargo-fuzz)
 	cd fuzz && for target in $(FUZZ); do \
 	    mkdir -p target/found/$$target && \
 	    cargo +nightly fuzz run $$target target/found/$$target corpus/$$target -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 || exit 1; \

@@ -151,8 +151,8 @@ async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8], size: usize
 /// Panics unless it is answers of HTTP/1.1, of which the last may be cut short.
 fn check_answers(mut heard: &[u8]) {
     while let Some(end) = heard.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-        let head = str::from_utf8(&heard[..end]).expect("a header is ASCII");
-        let (line, fields) = head.split_once("\r\n").unwrap_or((head, ""));
+        let lines = str::from_utf8(&heard[..end]).expect("a header is ASCII");
+        let (line, fields) = lines.split_once("\r\n").unwrap_or((lines, ""));
         let code = line.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse().ok());
         let code: u16 = code.unwrap_or_else(|| panic!("no status: {line:?}"));
         let length = fields.lines().find_map(|field| {

@@ -18,8 +18,11 @@ pub use connections::connections;
 pub use reviews::{patches, reviews};
 pub use warnings::warnings;
 
+/// Panics if what it makes of the bytes breaks a promise.
+pub type Target = fn(&[u8]);
+
 /// Every target, by the name of its binary and of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("raw_reviews", raw_reviews),
     ("reviews", reviews),
     ("patches", patches),
