@@ -4,11 +4,13 @@
 UNIT    := $(patsubst tests/%.rs,--test %,$(wildcard tests/*.rs))
 CLUSTER := $(patsubst tests/%/main.rs,--test %,$(wildcard tests/*/main.rs))
 SHARING := $(patsubst lease-sharding/tests/%.rs,--test %,$(wildcard lease-sharding/tests/*.rs))
+FUZZ    := $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
+SECONDS := 60
 say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update bench deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +63,13 @@ bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md
 	cargo bench --locked --bench admission
 	cargo bench --locked --bench webhook
 	cargo bench --locked --bench cluster
+
+# Once: rustup toolchain install nightly && cargo install --locked cargo-fuzz
+fuzz: ## Look for inputs that break a promise (SECONDS=60 for each target; needs nightly, cargo-fuzz)
+	cd fuzz && for target in $(FUZZ); do \
+	    mkdir -p target/found/$$target && \
+	    cargo +nightly fuzz run $$target target/found/$$target corpus/$$target -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 || exit 1; \
+	done
 
 deny: ## Licences, bans, sources, advisories (needs: cargo install --locked cargo-deny)
 	cargo deny check

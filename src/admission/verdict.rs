@@ -147,6 +147,8 @@ fn ratchet(faults: Vec<Fault>, old: &Object<'_>, new: &Object<'_>) -> (Vec<Fault
     };
     let (before, after) = (defaulted(&before), defaulted(&after));
     faults.into_iter().partition(|fault| {
+        let value_at =
+            if fault.violation.reason == Reason::UnknownField { unknown_at } else { value_at };
         match (value_at(&before, &fault.at), value_at(&after, &fault.at)) {
             (Some(before), Some(after)) => before == after,
             // Missing before and after, from an object that was there.
@@ -161,6 +163,14 @@ fn ratchet(faults: Vec<Fault>, old: &Object<'_>, new: &Object<'_>) -> (Vec<Fault
 
 fn value_at<'v>(object: &'v Value, path: &str) -> Option<&'v Value> {
     path.split('.').try_fold(object, |value, name| value.get(name))
+}
+
+/// The same of a field that the schema does not know, whose name may hold dots.
+fn unknown_at<'v>(object: &'v Value, path: &str) -> Option<&'v Value> {
+    object.get(path).or_else(|| {
+        let (name, rest) = path.split_once('.')?;
+        unknown_at(object.get(name)?, rest)
+    })
 }
 
 /// The refusal of an object, as the API server's registry writes its own.
