@@ -159,7 +159,9 @@ impl Cases {
         )?;
         let mut sparse = old.clone();
         let spec = sparse["spec"].as_object_mut().context("an object")?;
-        spec.retain(|field, _| matches!(field.as_str(), "resources" | "sharding"));
+        spec.retain(|field, _| {
+            matches!(field.as_str(), "deletionProtection" | "resources" | "sharding")
+        });
         let patch = json!([
             {"op": "add", "path": "/spec/monitorImage", "value": DEFAULT_MONITOR_IMAGE},
             {"op": "add", "path": "/spec/namespace", "value": DEFAULT_NAMESPACE},
@@ -169,7 +171,7 @@ impl Cases {
             let old = object(annotations);
             anyhow::Ok((changed(&old, &[("/spec/nodesPerMonitor", json!(25))])?, old))
         };
-        let ((large, large_old), (huge, huge_old)) = (of_many(160)?, of_many(2_350)?);
+        let ((large, large_old), (huge, huge_old)) = (of_many(193)?, of_many(2_825)?);
         Ok(Self {
             update: Case::new("update", validate, &new, Some(&old), Allowed)?,
             create: Case::new("create", validate, &new, None, Allowed)?,
@@ -185,7 +187,7 @@ fn uid(number: u64) -> String {
     format!("{}{number:012x}", &UID[..NUMBER_AT])
 }
 
-/// A KSMScale as the API server holds it, with `annotations` beside the one that kubectl makes.
+/// A KSMScale as the API server holds it, with so many annotations beside its owner.
 ///
 /// Annotations may have 256 KiB in all. What makes an object larger than that is who set them,
 /// which is written down once for each field and each manager: here three.
@@ -199,20 +201,17 @@ fn object(annotations: usize) -> Value {
         "nodesPerMonitor": 20,
         "monitorImage": "registry.k8s.io/kube-state-metrics/kube-state-metrics:v2.20.0",
         "namespace": "monitoring",
+        "deletionProtection": true,
         "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
         "sharding": {"enabled": true, "shardCount": 5, "minReplicasPerShard": 1, "maxReplicasPerShard": 4, "distribution": {"spreadAcrossNodes": true, "enablePDB": true, "maxUnavailable": 1}},
     });
-    let applied = json!({"apiVersion": "monitor.example.com/v1alpha1", "kind": "KSMScale", "metadata": {"name": "production"}, "spec": spec});
-    values.insert(
-        "kubectl.kubernetes.io/last-applied-configuration".into(),
-        json!(applied.to_string()),
-    );
+    values.insert("example.com/owner".into(), json!("team-monitoring"));
     let mut owned: Map<_, _> = keys.map(|key| (format!("f:{key}"), json!({}))).collect();
     owned.insert(".".into(), json!({}));
-    owned.insert("f:kubectl.kubernetes.io/last-applied-configuration".into(), json!({}));
+    owned.insert("f:example.com/owner".into(), json!({}));
     let manager = |name: &str, fields: Value| json!({"manager": name, "operation": "Update", "apiVersion": "monitor.example.com/v1alpha1", "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": fields});
     let fields = json!({
-        "f:metadata": {"f:annotations": owned, "f:labels": {".": {}, "f:app.kubernetes.io/part-of": {}}},
+        "f:metadata": {"f:annotations": owned},
         "f:spec": {".": {}, "f:monitorImage": {}, "f:namespace": {}, "f:nodesPerMonitor": {}, "f:resources": {".": {}, "f:limits": {".": {}, "f:cpu": {}, "f:memory": {}}, "f:requests": {".": {}, "f:cpu": {}, "f:memory": {}}}, "f:sharding": {".": {}, "f:distribution": {".": {}, "f:enablePDB": {}, "f:maxUnavailable": {}, "f:spreadAcrossNodes": {}}, "f:enabled": {}, "f:maxReplicasPerShard": {}, "f:minReplicasPerShard": {}, "f:shardCount": {}}},
     });
     let mut status = manager(
@@ -235,12 +234,11 @@ fn object(annotations: usize) -> Value {
             "resourceVersion": "123456",
             "generation": 7,
             "creationTimestamp": "2026-01-01T00:00:00Z",
-            "labels": {"app.kubernetes.io/part-of": "monitoring"},
             "annotations": values,
             "managedFields": managers,
         },
         "spec": spec,
-        "status": {"nodeCount": 100, "desiredReplicas": 5, "currentReplicas": 5, "phase": "Ready", "lastUpdated": "2026-01-01T00:00:00Z", "observedGeneration": 7},
+        "status": {"nodeCount": 100, "desiredReplicas": 5, "currentReplicas": 5, "phase": "Ready", "observedGeneration": 7},
     })
 }
 

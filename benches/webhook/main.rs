@@ -66,7 +66,6 @@ enum Over {
 
 /// Requests a second of the paced load.
 const RATE: u32 = 1_000;
-const KIB: f64 = 1_024.0;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -176,24 +175,20 @@ async fn memory(
     table: &mut Table,
 ) -> Result<()> {
     const CONNECTIONS: usize = 128;
-    let figure = |name: &str, goal| Figure {
-        name: name.to_owned(),
-        goal,
-        unit: "MiB",
-        method: format!(
-            "a fresh process after {requests} updates of {} bytes, {CONNECTIONS} connections open",
-            case.size()
-        ),
+    let figure = |what: &str, field: &str| Figure {
+        name: format!("{what} memory with {CONNECTIONS} connections"),
+        goal: "≤ 20 MB",
+        unit: "MB",
+        method: format!("{field} of a fresh process after {requests} updates"),
     };
-    let resident = figure("resident memory (VmRSS)", "≤ 20 MB");
-    let peak = figure("peak of the same (VmHWM)", "≤ 20 MB");
+    let (resident, peak) = (figure("resident", "VmRSS"), figure("peak", "VmHWM"));
     for (side, server) in both {
         let mut connections = server.target.connections(CONNECTIONS).await?;
         connections.ask(case, requests).await?;
         let memory = server.memory()?;
-        let mib = |kib: u64| anyhow::Ok(f64::from(u32::try_from(kib / 1024)?) / KIB);
-        table.add(&resident, *side, mib(memory.resident)?);
-        table.add(&peak, *side, mib(memory.peak)?);
+        let mb = |bytes: u64| anyhow::Ok(f64::from(u32::try_from(bytes / 1_000)?) / 1_000.0);
+        table.add(&resident, *side, mb(memory.resident)?);
+        table.add(&peak, *side, mb(memory.peak)?);
     }
     Ok(())
 }
@@ -217,8 +212,7 @@ async fn paced(
                 goal: "–",
                 unit: "ms",
                 method: format!(
-                    "{requests} requests of {} bytes, from the moment each was due to its answer; 16 connections",
-                    case.size()
+                    "{requests} requests over 16 connections, each from when it was due to its answer"
                 ),
             };
             let time = times.get(times.len() * thousandth / 1_000).context("no answers")?;
