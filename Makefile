@@ -55,8 +55,9 @@ tools: ## Build the control plane's programs, once (about 12 minutes; needs Go)
 	$(call say,control plane: its programs are built the first time (about 12 minutes))
 	cargo run --quiet --locked -p devcluster -- build
 
-update: ## Write the generated files anew: crds/, deploy/, tests/golden/
+update: tools ## Write the generated files anew: crds/, deploy/, tests/golden/ and others
 	UPDATE=1 cargo test --locked $(UNIT)
+	UPDATE=1 cargo test --locked --test apiserver -- kubectl:: served::
 
 bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md)
 	cargo bench --locked --bench plan
