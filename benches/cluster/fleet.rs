@@ -39,7 +39,7 @@ impl<'p> Fleet<'p> {
             "take a multiple of {PODS} nodes from 45"
         );
         for args in [
-            "apply -f crds/ -f deploy/base/rbac.yaml",
+            "apply -f crds/ksmscales.monitor.example.com.yaml -f deploy/base/rbac.yaml",
             "wait --for=condition=Established crd/ksmscales.monitor.example.com",
         ] {
             let mut kubectl = plane.kubectl();

@@ -5,7 +5,14 @@
 
 #![allow(unreachable_pub, reason = "modules of one program, with the visibility of a library")]
 
+mod admission;
+#[allow(dead_code, reason = "the other bench uses the rest")]
+#[path = "../webhook/bodies.rs"]
+mod bodies;
 mod fleet;
+#[allow(dead_code, reason = "the other bench uses the rest")]
+#[path = "../webhook/load.rs"]
+mod load;
 mod memory;
 mod operator;
 mod pods;
@@ -31,6 +38,9 @@ struct Args {
     /// Seconds at rest, in which every node sends one heartbeat
     #[arg(long, default_value_t = 300)]
     rest: u64,
+    /// Measure the webhooks alone
+    #[arg(long)]
+    admission: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -56,6 +66,11 @@ async fn main() -> Result<()> {
     let say = |what: &str| eprintln!("[{:4} s] {what}", begun.elapsed().as_secs());
     let mut rows = Vec::new();
 
+    if args.admission {
+        admission::measure(&say, &mut rows).await?;
+        print(&args, &rows);
+        return Ok(());
+    }
     say("starting etcd and kube-apiserver");
     let plane = ControlPlane::start(Level::ApiServer).await?;
     let fleet = Fleet::prepare(&plane, args.nodes, args.scales).await?;
@@ -65,6 +80,8 @@ async fn main() -> Result<()> {
     let rest = Duration::from_secs(args.rest);
     rest_with_heartbeats(&plane, &fleet, rest, &say, &mut rows).await?;
     heartbeats_alone(&plane, &fleet, &say, &mut rows).await?;
+    drop(plane);
+    admission::measure(&say, &mut rows).await?;
     print(&args, &rows);
     Ok(())
 }

@@ -35,6 +35,9 @@ impl Operator {
         let (health, metrics) = (free_address().await?, free_address().await?);
         let mut all = vec!["run", "--settle-time", "0s"];
         all.extend(["--health-probe-bind-address", &health, "--metrics-bind-address", &metrics]);
+        if !args.contains(&"--webhook") {
+            all.extend(["--webhook", "off"]);
+        }
         all.extend(args);
         let process = Process::spawn(
             "operator",
