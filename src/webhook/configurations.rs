@@ -138,7 +138,7 @@ impl Configuration {
     }
 
     fn missing(&self) -> String {
-        format!("there is no {self} with a webhook: kubectl apply -k webhook-config")
+        format!("there is no {self} with a webhook: kubectl apply -k webhook-config/base")
     }
 
     /// Writes `bundle` into each webhook's `caBundle` where it differs, if nobody has changed the
