@@ -32,7 +32,9 @@ pub enum Distrust {
     #[error("no certificate is served")]
     Nothing,
     /// Nobody calls.
-    #[error("there is no {kind} {WEBHOOK_CONFIGURATION} with a webhook: kubectl apply -k webhook-config/cert-manager")]
+    #[error(
+        "there is no {kind} {WEBHOOK_CONFIGURATION} with a webhook: kubectl apply -k webhook-config/cert-manager"
+    )]
     Missing {
         /// Of the object.
         kind: &'static str,
