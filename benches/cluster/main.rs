@@ -6,13 +6,7 @@
 #![allow(unreachable_pub, reason = "modules of one program, with the visibility of a library")]
 
 mod admission;
-#[allow(dead_code, reason = "the other bench uses the rest")]
-#[path = "../webhook/bodies.rs"]
-mod bodies;
 mod fleet;
-#[allow(dead_code, reason = "the other bench uses the rest")]
-#[path = "../webhook/load.rs"]
-mod load;
 mod memory;
 mod operator;
 mod pods;
