@@ -5,9 +5,12 @@
 //! The CA keeps its key when it is renewed, and what was signed before stays good.
 
 use super::Manifest;
-use crate::names::{
-    CERT_MANAGER_CA, OPERATOR, OPERATOR_NAMESPACE, WEBHOOK_CERTIFICATE, WEBHOOK_CERTIFICATE_SECRET,
-    WEBHOOK_SERVICE, webhook_server_name,
+use crate::{
+    certificates::server_names,
+    names::{
+        CERT_MANAGER_CA, OPERATOR, OPERATOR_NAMESPACE, WEBHOOK_CERTIFICATE,
+        WEBHOOK_CERTIFICATE_SECRET, WEBHOOK_SERVICE,
+    },
 };
 use serde_json::{Value, json};
 
@@ -36,7 +39,6 @@ pub fn certs() -> Result<Vec<Manifest>, serde_saphyr::ser::Error> {
 }
 
 fn objects() -> [Value; 4] {
-    let server_name = webhook_server_name();
     [
         object("Issuer", SELF_SIGNED, &json!({"selfSigned": {}})),
         object(
@@ -63,12 +65,7 @@ fn objects() -> [Value; 4] {
                 "renewBefore": LEAF_LIFE[1],
                 "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
                 "usages": ["digital signature", "server auth"],
-                "dnsNames": [
-                    WEBHOOK_SERVICE,
-                    format!("{WEBHOOK_SERVICE}.{OPERATOR_NAMESPACE}"),
-                    server_name,
-                    format!("{server_name}.cluster.local"),
-                ],
+                "dnsNames": server_names(WEBHOOK_SERVICE, OPERATOR_NAMESPACE),
                 "issuerRef": issuer(WEBHOOK_CERTIFICATE),
             }),
         ),

@@ -15,7 +15,9 @@ use crate::{
         rotation::{self, Lifetimes, Phase, Seen, State},
         server_names,
     },
-    names::{CA_SECRET, OPERATOR_NAMESPACE, WEBHOOK_CONFIGURATION, WEBHOOK_SERVICE},
+    names::{
+        CA_SECRET, OPERATOR_NAMESPACE, WEBHOOK_CONFIGURATION, WEBHOOK_SERVICE, webhook_server_name,
+    },
     readiness::{Readiness, Requirement},
     telemetry::{certificate_metrics::CertificateMetrics, chain, panic_text},
 };
@@ -264,7 +266,7 @@ impl Replica {
         now: Timestamp,
     ) -> Result<(), String> {
         for configuration in configurations {
-            configuration.verify(&leaf.pair, &server_name(), now)?;
+            configuration.verify(&leaf.pair, &webhook_server_name(), now)?;
         }
         let lifetimes = &self.part.lifetimes;
         if leaf.issuer == *state.ca() && !state.is_established(now, lifetimes) {
@@ -273,11 +275,6 @@ impl Replica {
         }
         Ok(())
     }
-}
-
-/// The name that the API server verifies.
-fn server_name() -> String {
-    format!("{WEBHOOK_SERVICE}.{OPERATOR_NAMESPACE}.svc")
 }
 
 /// One item for each event that may ask for a pass.

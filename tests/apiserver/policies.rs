@@ -130,6 +130,19 @@ fn is_elementary(violation: &Violation) -> bool {
     }
 }
 
+/// Changes of an object with faults of its own, each with the one thing that is newly wrong.
+pub fn new_faults() -> [(Value, &'static str); 4] {
+    [
+        (json!({"spec": {"nodesPerMonitor": 6}}), "spec.nodesPerMonitor: Invalid value: 6"),
+        (json!({"spec": {"monitorImage": "evil/x:v2"}}), "spec.monitorImage: Forbidden"),
+        (json!({"spec": {"namespace": "kube-system"}}), "spec.namespace: Forbidden"),
+        (
+            json!({"spec": {"sharding": {"maxReplicasPerShard": 5}}}),
+            "spec.sharding.shardCount: Required",
+        ),
+    ]
+}
+
 #[tokio::test]
 async fn w2_in_front_of_an_older_crd_the_policies_refuse_the_same_in_the_same_words() {
     let cluster = older().await;
@@ -190,16 +203,7 @@ async fn w3_the_policies_hold_nothing_back_for_what_was_there_before_them() {
         json!({"spec": {"monitorImage": "registry.k8s.io/kube-state-metrics/kube-state-metrics:v2.20.0"}}),
         json!({"spec": {"sharding": {"shardCount": 3}}}),
     ];
-    let refused = [
-        (json!({"spec": {"nodesPerMonitor": 6}}), "spec.nodesPerMonitor: Invalid value: 6"),
-        (json!({"spec": {"monitorImage": "evil/x:v2"}}), "spec.monitorImage: Forbidden"),
-        (json!({"spec": {"namespace": "kube-system"}}), "spec.namespace: Forbidden"),
-        (
-            json!({"spec": {"sharding": {"maxReplicasPerShard": 5}}}),
-            "spec.sharding.shardCount: Required",
-        ),
-    ];
-    for (patch, field) in refused {
+    for (patch, field) in new_faults() {
         let status = merge(&cluster.client, "old", patch).await.expect_err(field);
         assert!(said(&status).starts_with(field), "{}", status.message);
         assert!(!said(&status).contains("; spec."), "only what is new: {}", status.message);

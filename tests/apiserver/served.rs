@@ -4,7 +4,7 @@
 use crate::{
     corpus::create,
     kubectl::Terminal,
-    policies::{CREATOR, WRITER, client_as, merge, older, scale, scales},
+    policies::{CREATOR, WRITER, client_as, merge, new_faults, older, scale, scales},
     support::*,
 };
 use ksm_scale_operator::names::VALIDATING_WEBHOOK;
@@ -76,16 +76,7 @@ async fn w3_what_was_there_before_the_webhooks_is_held_back_only_by_what_is_new(
     for name in ["old", "gone", "wrong"] {
         cluster.until("a status is written", name, |s| s.observed_generation.is_some()).await;
     }
-    let refused = [
-        (json!({"spec": {"nodesPerMonitor": 6}}), "spec.nodesPerMonitor: Invalid value: 6"),
-        (json!({"spec": {"monitorImage": "evil/x:v2"}}), "spec.monitorImage: Forbidden"),
-        (json!({"spec": {"namespace": "kube-system"}}), "spec.namespace: Forbidden"),
-        (
-            json!({"spec": {"sharding": {"maxReplicasPerShard": 5}}}),
-            "spec.sharding.shardCount: Required",
-        ),
-    ];
-    for (patch, cause) in refused {
+    for (patch, cause) in new_faults() {
         let status = merge(&cluster.client, "old", patch).await.expect_err(cause);
         let causes = causes(&status);
         assert!(causes.len() == 1 && causes[0].starts_with(cause), "only what is new: {causes:?}");

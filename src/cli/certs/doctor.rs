@@ -7,7 +7,7 @@ use crate::{
         pair::{provider, verify_chain},
         rotation::State,
     },
-    names::{CA_SECRET, OPERATOR_NAMESPACE, WEBHOOK_SERVICE},
+    names::{CA_SECRET, OPERATOR_NAMESPACE, webhook_server_name},
     webhook::{
         configurations::{self, Configuration},
         self_managed::secret,
@@ -118,17 +118,12 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The name that the API server verifies.
-fn server_name() -> String {
-    format!("{WEBHOOK_SERVICE}.{OPERATOR_NAMESPACE}.svc")
-}
-
 fn mounted(
     pair: Result<Pair, crate::certificates::PairError>,
     now: Timestamp,
     findings: &mut Vec<Finding>,
 ) -> Option<Source> {
-    let checked = pair.and_then(|pair| pair.check(&server_name(), now).map(|()| pair));
+    let checked = pair.and_then(|pair| pair.check(&webhook_server_name(), now).map(|()| pair));
     let what = "tls.crt and tls.key".to_owned();
     match checked {
         Ok(pair) => {
@@ -173,7 +168,7 @@ fn self_managed(
 
 fn of_bundle(bundle: &Configuration, source: Option<&Source>, now: Timestamp) -> Finding {
     let verdict = match source {
-        Some(Source::Mounted(pair)) => bundle.verify(pair, &server_name(), now),
+        Some(Source::Mounted(pair)) => bundle.verify(pair, &webhook_server_name(), now),
         Some(Source::SelfManaged(state)) => bundle.trusts(state.trusted()),
         None => bundle.is_there(),
     };
@@ -202,7 +197,7 @@ fn of_served(
         bundle.bundles().into_iter().map(move |cas| (bundle.to_string(), pem(cas)))
     });
     let trouble = refused.into_iter().find_map(|(what, pem)| {
-        let error = verify_chain(chain, pem.as_bytes(), &server_name(), now).err()?;
+        let error = verify_chain(chain, pem.as_bytes(), &webhook_server_name(), now).err()?;
         Some((
             format!("{what} does not verify it: {error}"),
             "if the lines above are ok, the replica is stale: look at its /readyz, or restart it",
@@ -220,7 +215,7 @@ async fn served(address: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AcceptAny))
         .with_no_client_auth();
-    let name = ServerName::try_from(server_name())?;
+    let name = ServerName::try_from(webhook_server_name())?;
     let handshake = async {
         let stream = TcpStream::connect(address).await?;
         TlsConnector::from(Arc::new(config)).connect(name, stream).await

@@ -194,7 +194,7 @@ impl Seat {
         };
         let request =
             Request::post(format!("{}?timeout=5s", ksm_scale_operator::names::VALIDATE_PATH))
-                .header(header::HOST, server_name())
+                .header(header::HOST, ksm_scale_operator::names::webhook_server_name())
                 .header(header::CONTENT_TYPE, "application/json")
                 .body(Full::new(Bytes::from(review(uid))))
                 .expect("a request");
@@ -228,18 +228,14 @@ impl Seat {
             ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let tcp = TcpStream::connect(&self.address).await.map_err(|e| format!("connect: {e}"))?;
-        let name = ServerName::try_from(server_name()).expect("a name");
+        let name =
+            ServerName::try_from(ksm_scale_operator::names::webhook_server_name()).expect("a name");
         let tls = TlsConnector::from(Arc::new(config)).connect(name, tcp).await;
         let io = TokioIo::new(tls.map_err(|error| format!("handshake: {error}"))?);
         let (sender, connection) = handshake(io).await.map_err(|e| format!("connect: {e}"))?;
         tokio::spawn(connection);
         Ok(sender)
     }
-}
-
-fn server_name() -> String {
-    use ksm_scale_operator::names::{OPERATOR_NAMESPACE, WEBHOOK_SERVICE};
-    format!("{WEBHOOK_SERVICE}.{OPERATOR_NAMESPACE}.svc")
 }
 
 /// An update that changes the spec without touching what access is asked for.
