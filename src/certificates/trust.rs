@@ -187,7 +187,7 @@ mod tests {
         for webhooks in [None, Some(Vec::new())] {
             validating.webhooks = webhooks;
             let cause = told(Some(&served), &[mutating.clone(), validating.clone()]).unwrap_err();
-            assert!(cause.contains("apply webhook-config/"), "{cause}");
+            assert!(cause.contains("kubectl apply -k webhook-config/"), "{cause}");
         }
     }
 
