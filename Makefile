@@ -47,7 +47,7 @@ cluster-test: tools ## Tests on a real control plane
 	cargo test --locked -p lease-sharding --test apiserver -- --test-threads=2
 	cargo test --locked -p devcluster --tests
 
-soak: tools ## 50,000 calls while replicas end and certificates change, none lost (about 30 minutes)
+soak: tools ## 50,000 calls while replicas end and certificates change, none lost (about 90 minutes)
 	$(call say,soak: rollouts and rotations under load)
 	cargo test --locked --test apiserver -- --ignored --nocapture --test-threads=1 soak_
 

@@ -193,8 +193,8 @@ async fn w7_t2_a_replica_that_misses_a_switch_is_trusted_as_long_as_its_leaf_liv
     load.none_failed("a replica was cut off from a rotation").await;
 }
 
-#[tokio::test]
-async fn w7_calls_are_answered_while_the_api_server_is_down_in_a_rotation_and_after() {
+/// Fault 11: the API server is down for so long at least, in the middle of a rotation.
+async fn the_api_server_is_down(outage: Duration) {
     let cluster = Cluster::start(40).await;
     let webhooks = Webhooks::install(&cluster, Duration::ZERO).await;
     let replica = webhooks.replica(&lives("60s", "4s")).await;
@@ -211,11 +211,14 @@ async fn w7_calls_are_answered_while_the_api_server_is_down_in_a_rotation_and_af
     })
     .await
     .expect("both lines in the log");
-    for _ in 0..10 {
+    let (begun, mut looks) = (Instant::now(), 0);
+    while looks < 10 || begun.elapsed() < outage {
         load.more(50).await;
         let ready = replica.operator.ask("/readyz").await;
         assert_eq!(ready.map(|(code, _)| code), Some(200));
+        looks += 1;
     }
+    let outage = begun.elapsed();
     cluster.plane.start_api_server().await.expect("it starts");
     eventually("the rotation goes on", SOON, || async {
         state(&cluster).await.filter(|state| state.generation > generation)
@@ -224,7 +227,18 @@ async fn w7_calls_are_answered_while_the_api_server_is_down_in_a_rotation_and_af
     .expect("a switch");
     until_called(&cluster).await;
     load.more(100).await;
-    load.none_failed("the API server was down").await;
+    load.none_failed(&format!("the API server was down for {outage:?}")).await;
+}
+
+#[tokio::test]
+async fn w7_calls_are_answered_while_the_api_server_is_down_in_a_rotation_and_after() {
+    the_api_server_is_down(Duration::ZERO).await;
+}
+
+#[tokio::test]
+#[ignore = "long: make soak"]
+async fn w7_soak_calls_are_answered_while_the_api_server_is_down_for_ten_minutes() {
+    the_api_server_is_down(Duration::from_mins(10)).await;
 }
 
 /// What somebody else owns of a configuration, and the bundle.
