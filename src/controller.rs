@@ -182,7 +182,7 @@ pub fn controller(
         .watches_stream(pod_stream, watches::owners)
         .watches_stream(budgets, watches::owners)
         .reconcile_all_on(watches::changes(nodes))
-        .reconcile_all_on(watches::changes(number))
+        .reconcile_all_on(watches::bursts(number))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(reconcile, error_policy, context)
         .for_each(|result| async move {

@@ -23,7 +23,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, time::Duration};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 type Meta<K> = PartialObjectMeta<K>;
 type Events<K> = watcher::Result<watcher::Event<Meta<K>>>;
@@ -126,7 +126,26 @@ pub(super) fn changes<T: Send + Sync + 'static>(
     })
 }
 
-/// KSMScales, their store and their number. An item of the stream is a new or changed spec.
+/// How long nothing more may change until a burst is over.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// One item after each burst of changes. For what may be told late: a thousand KSMScales that come
+/// one after the other wake all of them once, and not a thousand times. A burst that never ends
+/// wakes nobody; then the periodic reconciles have to do.
+pub(super) fn bursts<T: Send + Sync + 'static>(
+    receiver: watch::Receiver<T>,
+) -> impl Stream<Item = ()> + Send + 'static {
+    futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.changed().await.ok()?;
+        while let Ok(more) = timeout(QUIET, receiver.changed()).await {
+            more.ok()?;
+        }
+        Some(((), receiver))
+    })
+}
+
+/// KSMScales, their store and their number. An item of the stream is a new or changed spec, which
+/// is woken by that: the number does not count as changed when the first ones come.
 pub(super) fn scales(
     client: Client,
     ready: ReadinessHandle,
@@ -144,10 +163,8 @@ pub(super) fn scales(
         .inspect(move |_| {
             let now = seen.len();
             sender.send_if_modified(|last| {
-                *last != now && {
-                    *last = now;
-                    true
-                }
+                let before = std::mem::replace(last, now);
+                before != now && before > 0
             });
         })
         .applied_objects()

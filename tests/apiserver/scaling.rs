@@ -370,6 +370,30 @@ async fn r84_several_ksmscales_work_side_by_side_and_say_that_they_overlap() {
 }
 
 #[tokio::test]
+async fn r84_a_ksmscale_that_comes_does_not_wake_all_others_at_once() {
+    const MANY: u32 = 30;
+    let cluster = Cluster::start(0).await;
+    let operator = cluster.operator().await;
+    // Each is reconciled before the next one comes, and there is nothing to do for any.
+    for i in 0..MANY {
+        let name = format!("scale-{i:02}");
+        cluster.apply(&name, json!({})).await;
+        cluster.until("it is looked at", &name, |s| s.observed_generation == Some(1)).await;
+    }
+    for name in ["scale-00", "scale-29"] {
+        cluster
+            .until("it counts all others", name, |s| {
+                condition(s, "ScopeOverlap").2.contains("and 28 more;")
+            })
+            .await;
+    }
+    let reconciles = operator.metric(RECONCILES).await;
+    // One for each, and one when no more come. A machine that stalls may end the burst early.
+    let bound = f64::from(5 * MANY);
+    assert!(reconciles <= bound, "{MANY} KSMScales caused {reconciles} reconciles");
+}
+
+#[tokio::test]
 async fn o5_samples_are_valid_and_scale_as_they_say() {
     let cluster = Cluster::start(4).await;
     let _operator = cluster.operator().await;
