@@ -7,6 +7,7 @@
 //! the crashes and the losses.
 
 mod checks;
+mod symmetry;
 
 use crate::{
     partitions::PartitionSet,
@@ -16,7 +17,7 @@ use crate::{
     },
 };
 use stateright::{Model, Property};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Fence and lease are equal: with exact clocks, the very edge of what is safe. Renewals may be sent
 /// at any time.
@@ -32,6 +33,8 @@ const EDGE: TimingConfig = TimingConfig {
     forget: 0,
 };
 
+static NAMES: LazyLock<[MemberName; 3]> = LazyLock::new(|| ["a", "b", "c"].map(Into::into));
+
 /// How much may happen.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
@@ -40,6 +43,8 @@ struct Bounds {
     writes: u8,
     crashes: u8,
     losses: u8,
+    /// The keyspace of each member.
+    keyspaces: [u64; 3],
     timing: TimingConfig,
     mutant: Option<Mutant>,
     /// What has happened already, beyond the bounds.
@@ -48,7 +53,7 @@ struct Bounds {
     history: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq)]
 struct Member {
     /// `None` while the process is down.
     process: Option<Protocol>,
@@ -61,8 +66,9 @@ struct Member {
     seen: usize,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq)]
 struct State {
+    partitions: u32,
     server: Vec<Option<Lease>>,
     /// What at least one running member has not seen yet.
     log: Vec<Lease>,
@@ -99,14 +105,14 @@ fn holder(member: usize, incarnation: u8) -> Holder {
 
 impl Bounds {
     fn name(member: usize) -> MemberName {
-        ["a", "b", "c"][member].into()
+        NAMES[member].clone()
     }
 
     fn start(&self, member: usize, incarnation: u8, leases: Vec<Lease>) -> Protocol {
         let me = Identity {
             member: Self::name(member),
             holder: holder(member, incarnation),
-            keyspace: 0,
+            keyspace: self.keyspaces[member],
             placement: 0,
             generation: 0,
         };
@@ -141,10 +147,13 @@ impl Bounds {
         let was_fenced = process.is_fenced() && !process.active().is_empty();
         let effects = process.step(Now::default(), event);
         state.members[member].process = Some(process);
+        let dead = effects.iter().filter(|e| matches!(e, Effect::Tombstone(_))).count();
+        // All of them or none: within the bounds, none may depend on the order of names.
+        let bury = usize::from(state.writes) + dead <= self.writes.into();
         for effect in effects {
             match effect {
                 Effect::Write(write) => state.members[member].outstanding = Some((write, None)),
-                Effect::Tombstone(lease) => self.bury(state, lease),
+                Effect::Tombstone(lease) if bury => self.bury(state, lease),
                 Effect::Gained(_) if self.history => {
                     let before = state.last_owner.replace(member).filter(|last| *last != member);
                     let Some(before) = before else { continue };
@@ -158,11 +167,10 @@ impl Bounds {
     }
 
     fn bury(&self, state: &mut State, lease: Lease) {
-        let Some(target) = (0..self.members).find(|m| Self::name(*m) == lease.member) else {
+        let Some(target) = (0..self.members).find(|m| NAMES[*m] == lease.member) else {
             return;
         };
-        if state.writes < self.writes && Self::holds(state, target, Precondition::Is(lease.version))
-        {
+        if Self::holds(state, target, Precondition::Is(lease.version)) {
             Self::commit(state, target, lease.record);
         }
     }
@@ -276,6 +284,7 @@ impl Model for Bounds {
             seen: 0,
         };
         let mut state = State {
+            partitions: self.partitions,
             server: vec![None; self.members],
             log: vec![],
             members: (0..self.members).map(member).collect(),

@@ -28,12 +28,16 @@ mod mutant;
 mod own;
 mod peers;
 mod record;
+#[cfg(test)]
+mod symmetry;
 mod timing;
 
 pub use record::{Holder, Lease, MemberName, Precondition, Record, Stage, Version, Write};
 pub use timing::{Millis, Timing, TimingConfig, UnsafeTiming};
 
 pub(crate) use mutant::Mutant;
+#[cfg(test)]
+pub(crate) use symmetry::View;
 
 use crate::partitions::PartitionSet;
 use peers::Peers;
@@ -412,7 +416,7 @@ impl Protocol {
         let mut gained = self.wanted.difference(&self.active);
         if !self.broken(Mutant::NoClaims) {
             gained = gained.intersection(&self.held);
-            if self.peers.foreign_claims(self.me.keyspace) {
+            if self.foreign_claims() && !self.broken(Mutant::MixedKeyspaces) {
                 return;
             }
             if !self.peers.shows_own(self.me.holder, self.echo) && !self.broken(Mutant::NoEcho) {

@@ -9,12 +9,24 @@ use crate::{
     placement::{Load, Placement},
     protocol::{
         Effect, Event, Holder, Identity, Lease, MemberName, Millis, Mutant, Now, Precondition,
-        Protocol, Timing, TimingConfig, Version, Write,
+        Protocol, Record, Timing, TimingConfig, Version, Write,
     },
 };
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-const PARTITIONS: u32 = 8;
+/// The first keyspace, and the other of a rolling change of the partition count.
+const KEYSPACE: u64 = 1;
+const OTHER_KEYSPACE: u64 = 2;
+
+/// How many partitions a keyspace has. With these, each of three members has a share: one without
+/// any would wait for its renewal before it claims beside another keyspace.
+fn partitions(keyspace: u64) -> u32 {
+    if keyspace == KEYSPACE { 7 } else { 11 }
+}
+
+/// One object for each partition is enough, until there are two keyspaces: then one for each pair.
+const OBJECTS: u32 = 7;
+const OBJECTS_OF_PAIRS: u32 = 7 * 11;
 
 /// Random numbers from a seed (SplitMix64).
 #[derive(Clone, Debug)]
@@ -146,11 +158,21 @@ impl Replica {
         (own * 1_000).div_ceil(1_000_u64.saturating_add_signed(self.clock_error))
     }
 
-    fn acts(&self, partition: u32, at: Millis) -> bool {
-        let until = self.process.as_ref().and_then(|process| process.acts_until(partition));
-        let now = self.now(at);
-        until.is_some_and(|until| now.steady < until.steady && now.wall < until.wall)
+    /// The process, if it is not fenced.
+    fn valid(&self, at: Millis) -> Option<&Protocol> {
+        let (process, now) = (self.process.as_ref()?, self.now(at));
+        let until = process.valid_until()?;
+        (now.steady < until.steady && now.wall < until.wall).then_some(process)
     }
+}
+
+/// What is worked on.
+#[derive(Clone, Debug)]
+struct Object {
+    owner: Option<usize>,
+    unowned_since: Option<Millis>,
+    /// How often it went from one owner to another.
+    moves: u32,
 }
 
 struct World {
@@ -166,11 +188,13 @@ struct World {
     outage_until: Millis,
     replicas: Vec<Replica>,
     numbers: u64,
-    unowned_since: Vec<Option<Millis>>,
+    objects: Vec<Object>,
+    /// Whether replaced replicas have another keyspace.
+    rolls_keyspace: bool,
     /// The longest time without an owner since it was last asked for.
     longest_gap: Millis,
     mutant: Option<Mutant>,
-    /// When a partition first had two owners.
+    /// When an object first had two owners.
     two_owners: Option<String>,
     log: Vec<String>,
 }

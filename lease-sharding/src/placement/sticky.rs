@@ -75,13 +75,15 @@ fn quotas(
         let most = load.capacity(partitions, new.max(members.len() - new));
         return is_new.iter().map(|new| Quota { keep: most, most, receives: *new }).collect();
     }
-    let all = partitions as usize;
+    let (all, share) = (partitions as usize, partitions as usize / members.len());
     let mut by_load: Vec<usize> = (0..members.len()).collect();
-    by_load.sort_by_key(|at| (Reverse(held[*at]), *at));
+    // Who has one more than the others keeps it. How far others are on their way to an equal share
+    // must not matter: they would get another answer with each claim that they see.
+    by_load.sort_by_key(|at| (held[*at] <= share, *at));
     let mut quotas: Vec<Quota> = Vec::new();
     quotas.resize_with(members.len(), || Quota { keep: 0, most: 0, receives: true });
     for (rank, at) in by_load.into_iter().enumerate() {
-        let share = all / members.len() + usize::from(rank < all % members.len());
+        let share = share + usize::from(rank < all % members.len());
         (quotas[at].keep, quotas[at].most) = (share, share);
     }
     quotas

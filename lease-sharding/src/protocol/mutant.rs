@@ -16,4 +16,10 @@ pub(crate) enum Mutant {
     FenceFromAnswer,
     /// Takes a Lease that did not change for dead, without taking its claims away first.
     DeathWithoutWrite,
+    /// Takes no notice of keyspaces.
+    OneKeyspace,
+    /// Claims nothing while another keyspace has claims, but acts on what it had claimed before.
+    MixedKeyspaces,
+    /// Keeps its claims, though it can't act, while another keyspace has claims.
+    StubbornKeyspace,
 }

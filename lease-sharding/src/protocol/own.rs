@@ -171,13 +171,18 @@ impl Protocol {
 
     fn next_claims(&self) -> PartitionSet {
         let acts = !(self.active.is_empty() && self.stopping.is_empty());
-        if !acts && self.peers.foreign_claims(self.me.keyspace) {
+        if !acts && self.foreign_claims() && !self.broken(Mutant::StubbornKeyspace) {
             return PartitionSet::EMPTY;
         }
         if self.broken(Mutant::ReleaseBeforeStop) {
             return self.wanted.clone();
         }
         self.wanted.union(&self.stopping)
+    }
+
+    /// Whether anybody has claims under another keyspace.
+    pub(super) fn foreign_claims(&self) -> bool {
+        self.peers.foreign_claims(self.me.keyspace) && !self.broken(Mutant::OneKeyspace)
     }
 
     /// When two keyspaces start at the same moment, the larger claims only along with its

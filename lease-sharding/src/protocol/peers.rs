@@ -116,6 +116,13 @@ impl Peers {
         own.map(|peer| (&peer.lease, peer.idle))
     }
 
+    /// A Lease as last seen, for how long it has not changed, and whether it was deleted.
+    #[cfg(test)]
+    pub(super) fn seen_of(&self, member: &MemberName) -> Option<(&Lease, Millis, bool)> {
+        let peer = self.seen.iter().find(|peer| peer.lease.member == *member)?;
+        Some((&peer.lease, peer.idle, peer.ghost))
+    }
+
     /// Whether the watch shows a write of this process at or after number `seq`.
     pub(super) fn shows_own(&self, holder: Holder, seq: u64) -> bool {
         let is_it = |(lease, _): (&Lease, _)| {

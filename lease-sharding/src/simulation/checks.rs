@@ -1,20 +1,31 @@
 //! No dual owner in any weather, and every gap within its bound.
 
-use super::{Fault, Happening, Millis, Mutant, TimingConfig, Weather, World};
+use super::{
+    Fault, Happening, KEYSPACE, Load, Millis, Mutant, OBJECTS_OF_PAIRS, OTHER_KEYSPACE, Placement,
+    TimingConfig, Weather, World,
+};
 
 /// A usual network: a watch event and each way of a request take up to 50 ms.
 const FAIR: Weather = Weather { watch: 50, trip: 50, late: 0, lost: 0, work: 0 };
 const STORM: Weather = Weather { watch: 3_000, trip: 400, late: 5, lost: 5, work: 2_000 };
 
+/// A handover at its slowest: a renewal that is on its way there and back, the release and its sight;
+/// and with the one who takes over a renewal on its way, the claim and its echo.
+const MESSAGES: Millis = 2 * FAIR.watch + 6 * FAIR.trip;
+
 /// A settled world of three replicas.
 fn settled(seed: u64, weather: Weather, mutant: Option<Mutant>) -> World {
-    let mut world = World { mutant, ..World::new(seed, FAIR) };
+    start(World { mutant, ..World::new(seed, FAIR) }, KEYSPACE, weather)
+}
+
+fn start(mut world: World, keyspace: u64, weather: Weather) -> World {
     for _ in 0..3 {
-        world.join(0);
+        world.join(0, keyspace);
     }
     world.run_until(3_000);
-    assert_eq!(world.unowned_since.iter().flatten().count(), 0, "seed {seed} does not start");
+    assert_eq!(world.unowned(), 0, "it does not start");
     (world.longest_gap, world.weather) = (0, weather);
+    world.objects.iter_mut().for_each(|object| object.moves = 0);
     world
 }
 
@@ -34,8 +45,7 @@ fn gaps(seeds: std::ops::Range<u64>, fault: impl Fn(&mut World) -> (Fault, Milli
         schedule(&mut world, fault);
         world.run_until(60_000);
         assert_eq!(world.two_owners, None, "seed {seed} after {:#?}", world.log);
-        let unowned = world.unowned_since.iter().flatten().count();
-        assert_eq!(unowned, 0, "seed {seed}: not all owned after {:?}", world.log);
+        assert_eq!(world.unowned(), 0, "seed {seed}: not all owned after {:?}", world.log);
         assert!(
             world.longest_gap <= bound,
             "seed {seed}: {} ms without an owner, the bound is {bound} ms, after {:?}",
@@ -53,7 +63,16 @@ fn slow(timing: &TimingConfig, time: Millis) -> Millis {
 }
 
 fn storm(seed: u64, mutant: Option<Mutant>) -> World {
-    let mut world = settled(seed, STORM, mutant);
+    rage(settled(seed, STORM, mutant))
+}
+
+/// A storm in which each replica that is replaced has another number of partitions.
+fn storm_of_keyspaces(seed: u64, mutant: Option<Mutant>) -> World {
+    let world = World { mutant, rolls_keyspace: true, ..World::new(seed, FAIR) };
+    rage(start(world.with_objects(OBJECTS_OF_PAIRS), KEYSPACE, STORM))
+}
+
+fn rage(mut world: World) -> World {
     for _ in 0..2 + world.random.below(6) {
         let time = world.random.below(30_000);
         let jump = world.random.below(7_200_000).cast_signed() - 3_600_000;
@@ -79,32 +98,65 @@ fn storm(seed: u64, mutant: Option<Mutant>) -> World {
     // All is well again: whoever is left takes everything within a lease time and a bit.
     world.weather = FAIR;
     let late_requests = 30_000;
-    world.join(9);
+    world.join(9, KEYSPACE);
     world.run_until(70_000 + late_requests);
     world.longest_gap = 0;
     world.run_until(140_000);
     world
 }
 
-fn survives_a_storm(seed: u64) {
-    let world = storm(seed, None);
+fn survives(seed: u64, world: &World) {
     assert_eq!(world.two_owners, None, "seed {seed} after {:#?}", world.log);
-    let unowned = world.unowned_since.iter().flatten().count();
+    let unowned = world.unowned();
     assert_eq!(unowned, 0, "seed {seed}: not all owned in the end, after {:#?}", world.log);
 }
 
-/// `SCHEDULES` says how many, a million if it does not.
+fn survives_a_storm(seed: u64) {
+    survives(seed, &storm(seed, None));
+}
+
+fn survives_a_storm_of_keyspaces(seed: u64) {
+    survives(seed, &storm_of_keyspaces(seed, None));
+}
+
+/// `SCHEDULES` says how many, a million if it does not. Every eighth has two keyspaces.
 #[test]
 #[ignore = "hours: `make -C lease-sharding soak`"]
-fn soak_no_storm_gives_a_partition_two_owners() {
+fn soak_no_storm_gives_an_object_two_owners() {
     #[expect(clippy::disallowed_methods, reason = "the variable is this test's interface")]
     let schedules = std::env::var("SCHEDULES").ok().and_then(|n| n.parse().ok());
-    (10_000..10_000 + schedules.unwrap_or(1_000_000)).for_each(survives_a_storm);
+    let schedules: u64 = schedules.unwrap_or(1_000_000);
+    let (begun, hundredth) = (std::time::Instant::now(), schedules.div_ceil(100));
+    for done in 0..schedules {
+        let seed = 10_000 + done;
+        if done % 8 == 7 {
+            survives_a_storm_of_keyspaces(seed)
+        } else {
+            survives_a_storm(seed)
+        }
+        if (done + 1) % hundredth == 0 {
+            println!("{} schedules in {:.0?}", done + 1, begun.elapsed());
+        }
+    }
 }
 
 #[test]
-fn no_storm_gives_a_partition_two_owners_or_leaves_it_without_one() {
+fn no_storm_gives_an_object_two_owners_or_leaves_it_without_one() {
     (0..2_000).for_each(survives_a_storm);
+}
+
+#[test]
+fn s6_no_storm_of_keyspaces_gives_an_object_two_owners_or_leaves_it_without_one() {
+    (0..500).for_each(survives_a_storm_of_keyspaces);
+}
+
+#[test]
+fn storms_of_keyspaces_break_what_keeps_them_apart() {
+    let storm = |seed, mutant| storm_of_keyspaces(seed, Some(mutant));
+    let mixed = |seed| storm(seed, Mutant::OneKeyspace).two_owners.is_some();
+    assert!((0..1_000).any(mixed), "keyspaces make no difference");
+    let stuck = |seed| storm(seed, Mutant::StubbornKeyspace).unowned() > 0;
+    assert!((0..1_000).any(stuck), "nobody needs to give way");
 }
 
 #[test]
@@ -135,13 +187,12 @@ fn a_crash_leaves_a_gap_of_a_lease_time_and_a_few_messages() {
 
 #[test]
 fn leaving_leaves_a_gap_of_a_few_messages() {
-    // A renewal on its way, the release, its sight, the claim, its echo.
-    gaps(10_000..12_000, |_| (Fault::Leave, 2 * FAIR.watch + 4 * FAIR.trip));
+    gaps(10_000..12_000, |_| (Fault::Leave, MESSAGES));
 }
 
 #[test]
 fn a_replacement_leaves_a_gap_of_a_few_messages() {
-    gaps(20_000..22_000, |_| (Fault::Replace, 2 * FAIR.watch + 4 * FAIR.trip));
+    gaps(20_000..22_000, |_| (Fault::Replace, MESSAGES));
 }
 
 #[test]
@@ -155,4 +206,46 @@ fn an_outage_costs_nothing_before_the_fence_and_ends_with_the_first_renewal() {
         let gap = (outage + again).saturating_sub(spare);
         (Fault::Outage(outage), if outage + again < spare { 0 } else { gap })
     });
+}
+
+/// Replaces three settled replicas one after the other, each once its successor is there.
+fn roll(mut world: World, keyspace: u64) -> World {
+    for at in 0..3 {
+        world.join(1, keyspace);
+        let wait = 1_000 + world.random.below(4_000);
+        world.run_until(world.now + wait);
+        world.push(0, at, Happening::Fault(Fault::Leave));
+        let wait = 1_000 + world.random.below(4_000);
+        world.run_until(world.now + wait);
+    }
+    world
+}
+
+#[test]
+fn s6_a_rolling_update_with_sticky_placement_moves_each_object_once() {
+    for seed in 40_000..42_000 {
+        let placement = Placement::Sticky(Load::DEFAULT);
+        let world = World { placement, ..World::new(seed, FAIR) };
+        let world = roll(start(world, KEYSPACE, FAIR), KEYSPACE);
+        survives(seed, &world);
+        let moves: Vec<_> = world.objects.iter().map(|object| object.moves).collect();
+        assert!(moves.iter().all(|moves| *moves == 1), "seed {seed}: {moves:?}");
+        let gap = world.longest_gap;
+        assert!(gap <= MESSAGES, "seed {seed}: {gap} ms without an owner");
+    }
+}
+
+#[test]
+fn s6_a_rolling_change_of_the_partition_count_leaves_gaps_of_a_few_messages() {
+    for seed in 50_000..52_000 {
+        let world = World::new(seed, FAIR).with_objects(OBJECTS_OF_PAIRS);
+        let mut keyspaces = [KEYSPACE, OTHER_KEYSPACE];
+        keyspaces.rotate_left((seed % 2) as usize);
+        let world = roll(start(world, keyspaces[0], FAIR), keyspaces[1]);
+        survives(seed, &world);
+        let owners = world.objects.iter().filter_map(|object| object.owner);
+        assert!(owners.min() >= Some(3), "seed {seed}: an old one works");
+        let gap = world.longest_gap;
+        assert!(gap <= MESSAGES, "seed {seed}: {gap} ms without an owner");
+    }
 }

@@ -1,9 +1,10 @@
 //! What happens: requests, watch events, faults and time.
 
 use super::{
-    BTreeMap, BinaryHeap, Effect, Entry, Event, Fault, Happening, Holder, Identity, Lease, Load,
-    Millis, PARTITIONS, PartitionSet, Placement, Precondition, Protocol, Random, Replica, Timing,
-    TimingConfig, VecDeque, Version, Weather, World, Write,
+    BTreeMap, BinaryHeap, Effect, Entry, Event, Fault, Happening, Holder, Identity, KEYSPACE,
+    Lease, Load, Millis, OBJECTS, OTHER_KEYSPACE, Object, PartitionSet, Placement, Precondition,
+    Protocol, Random, Record, Replica, Timing, TimingConfig, VecDeque, Version, Weather, World,
+    Write, partitions,
 };
 
 impl World {
@@ -28,20 +29,32 @@ impl World {
             outage_until: 0,
             replicas: vec![],
             numbers: 0,
-            unowned_since: vec![Some(0); PARTITIONS as usize],
+            objects: vec![],
+            rolls_keyspace: false,
             longest_gap: 0,
             mutant: None,
             two_owners: None,
             log: vec![],
         }
+        .with_objects(OBJECTS)
     }
 
-    pub(super) fn join(&mut self, generation: u64) {
+    /// So many objects, whose owners are not known yet.
+    pub(super) fn with_objects(self, count: u32) -> Self {
+        let object = Object { owner: None, unowned_since: Some(self.now), moves: 0 };
+        Self { objects: vec![object; count as usize], ..self }
+    }
+
+    pub(super) fn unowned(&self) -> usize {
+        self.objects.iter().filter(|object| object.unowned_since.is_some()).count()
+    }
+
+    pub(super) fn join(&mut self, generation: u64, keyspace: u64) {
         let at = self.replicas.len();
         let identity = Identity {
             member: format!("op-{}-{at}", self.random.below(1_000)).into(),
             holder: Holder { pod: at as u128, incarnation: 0 },
-            keyspace: 1,
+            keyspace,
             placement: self.placement.fingerprint(),
             generation,
         };
@@ -217,8 +230,10 @@ impl World {
             Fault::Relist => {}
             Fault::Leave => self.step(at, Event::Leave),
             Fault::Replace => {
-                let generation = self.replicas[at].identity.generation + 1;
-                self.join(generation);
+                let Identity { generation, keyspace, .. } = self.replicas[at].identity;
+                let other = KEYSPACE + OTHER_KEYSPACE - keyspace;
+                let keyspace = if self.rolls_keyspace { other } else { keyspace };
+                self.join(generation + 1, keyspace);
                 self.push(3_000, at, Happening::Fault(Fault::Leave));
             }
         }
@@ -231,12 +246,16 @@ impl World {
         let mut events = VecDeque::from([event]);
         let mut ended = false;
         while let Some(event) = events.pop_front() {
+            let places = Self::places(&process, &event);
             for effect in process.step(now, event) {
                 ended |= matches!(effect, Effect::Left | Effect::Superseded);
                 self.effect(at, effect, &mut events);
             }
-            let member = &self.replicas[at].identity.member;
-            let wants = self.placement.wants(PARTITIONS, &process, member);
+            if !places {
+                continue;
+            }
+            let Identity { member, keyspace, .. } = &self.replicas[at].identity;
+            let wants = self.placement.wants(partitions(*keyspace), &process, member);
             if wants != *process.wanted() && events.is_empty() && !ended {
                 events.push_back(Event::Want(wants));
             }
@@ -251,6 +270,22 @@ impl World {
             self.push(delay.max(1), at, Happening::Wake(self.numbers));
         }
         self.replicas[at].process = (!ended).then_some(process);
+    }
+
+    /// Whether placement may say something else after this.
+    fn places(process: &Protocol, event: &Event) -> bool {
+        let essence = |lease: &Lease| {
+            let Record { claims, stage, keyspace, generation, holder, .. } = &*lease.record;
+            (claims.clone(), *stage, *keyspace, *generation, holder.is_some())
+        };
+        match event {
+            Event::Seen(lease) => {
+                let seen = process.leases().find(|seen| seen.member == lease.member);
+                seen.is_none_or(|seen| essence(seen) != essence(lease))
+            }
+            Event::Listed(_) | Event::Gone(_) | Event::Ready => true,
+            _ => false,
+        }
     }
 
     fn effect(&mut self, at: usize, effect: Effect, events: &mut VecDeque<Event>) {
@@ -288,21 +323,30 @@ impl World {
     }
 
     fn check(&mut self) {
-        for partition in 0..PARTITIONS {
-            let owners = self.replicas.iter().filter(|r| r.acts(partition, self.now)).count();
-            if owners > 1 {
-                let when = format!("{owners} owners of {partition} at {} ms", self.now);
+        let valid = |(at, replica): (usize, _)| {
+            let process = Replica::valid(replica, self.now)?;
+            Some((at, process, partitions(replica.identity.keyspace)))
+        };
+        let valid: Vec<_> = self.replicas.iter().enumerate().filter_map(valid).collect();
+        for (number, object) in (0_u32..).zip(&mut self.objects) {
+            let acts = |(at, process, partitions): &(usize, &Protocol, u32)| {
+                process.acts_until(number % partitions).map(|_| *at)
+            };
+            let mut owners = valid.iter().filter_map(acts);
+            let owner = owners.next();
+            if owners.next().is_some() {
+                let when = format!("two owners of object {number} at {} ms", self.now);
                 self.two_owners.get_or_insert(when);
             }
-            let since = &mut self.unowned_since[partition as usize];
-            if owners == 0 {
-                since.get_or_insert(self.now);
+            if owner.is_none() {
+                object.unowned_since.get_or_insert(self.now);
             }
-            if let Some(start) = *since {
+            if let Some(start) = object.unowned_since {
                 self.longest_gap = self.longest_gap.max(self.now - start);
             }
-            if owners > 0 {
-                *since = None;
+            if owner.is_some() {
+                object.moves += u32::from(object.owner.is_some() && object.owner != owner);
+                (object.owner, object.unowned_since) = (owner, None);
             }
         }
     }
