@@ -205,6 +205,6 @@ fn existing(file: PathBuf) -> Result<PathBuf> {
     clippy::disallowed_methods,
     reason = "tests have no command line, so what is set per machine comes from the environment"
 )]
-fn environment(name: &str) -> Option<PathBuf> {
+pub(crate) fn environment(name: &str) -> Option<PathBuf> {
     std::env::var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from)
 }
