@@ -9,11 +9,14 @@
 //! `cert-manager-crds/*.yaml`), nothing is built.
 
 mod build;
+mod prometheus;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+
+pub use prometheus::prometheus;
 
 /// Names a folder of ready binaries, used instead of a build.
 const BIN_DIR: &str = "DEVCLUSTER_BIN_DIR";
