@@ -1,5 +1,6 @@
 //! One control plane: its processes, its files and the ways to talk to it.
 
+mod accounts;
 mod cert_manager;
 mod components;
 mod kubeconfig;
@@ -11,24 +12,20 @@ mod startup;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::PostParams;
-use kube::{Api, Client};
+use kube::Client;
 use tokio::sync::Mutex;
 
 use crate::process::Process;
 use crate::scratch::Scratch;
 use crate::tools::{self, Tool};
 
+pub(crate) use accounts::Accounts;
 use components::Layout;
-
-/// A ServiceAccount's token lives for a day: longer than any use of a control plane.
-const TOKEN_SECONDS: i64 = 24 * 60 * 60;
 
 const WATCH_OVER: Duration = Duration::from_millis(500);
 
@@ -61,7 +58,7 @@ pub struct ControlPlane {
     admin: Client,
     kubectl: PathBuf,
     api_server: Mutex<Option<Process>>,
-    tokens: AtomicUsize,
+    tokens: Arc<AtomicUsize>,
     others: Mutex<Vec<Process>>,
     // Held for its `Drop` alone, and last: the processes above write into it.
     _scratch: Scratch,
@@ -136,23 +133,17 @@ impl ControlPlane {
         namespace: &str,
         name: &str,
     ) -> Result<PathBuf> {
-        let accounts: Api<ServiceAccount> = Api::namespaced(self.admin(), namespace);
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                expiration_seconds: Some(TOKEN_SECONDS),
-                ..TokenRequestSpec::default()
-            },
-            ..TokenRequest::default()
-        };
-        let answer = accounts
-            .create_token_request(name, &PostParams::default(), &request)
-            .await
-            .with_context(|| format!("no token for ServiceAccount {namespace}/{name}"))?;
-        let token = answer.status.context("the token request was answered without a token")?.token;
-        let number = self.tokens.fetch_add(1, Ordering::Relaxed);
-        let path = self.layout.dir.join(format!("{namespace}-{name}-{number}.kubeconfig"));
-        kubeconfig::write(&path, url, &self.layout.ca, &token, namespace)?;
-        Ok(path)
+        self.accounts().kubeconfig(url, namespace, name).await
+    }
+
+    pub(crate) fn accounts(&self) -> Accounts {
+        Accounts {
+            admin: self.admin(),
+            url: self.server_url(),
+            ca: self.layout.ca.clone(),
+            dir: self.layout.dir.clone(),
+            given: Arc::clone(&self.tokens),
+        }
     }
 
     /// kubectl with the rights of [`ControlPlane::admin`]; add the arguments.

@@ -1,7 +1,7 @@
-//! A stand-in for scheduler and kubelet, for control planes without either.
+//! A stand-in for scheduler and kubelet, for control planes without either: its pods run nothing.
 
 mod pods;
-mod status;
+mod report;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +49,8 @@ pub type Policy = Arc<dyn Fn(&Pod) -> Fate + Send + Sync>;
 /// period notwithstanding. Errors of the API server are retried until it answers.
 ///
 /// For [`Level::ApiServer`](crate::Level::ApiServer) only, and one per control plane: it would
-/// fight with a scheduler, with kwok and with another of its kind.
+/// fight with a scheduler, with kwok, with [`Machines`](crate::Machines) and with another of its
+/// kind. Where something has to answer on a pod's address, take [`Machines`](crate::Machines).
 #[derive(Debug)]
 pub struct Kubelet {
     policy: watch::Sender<PolicyCell>,

@@ -81,6 +81,13 @@ fn run(command: Command) -> Result<()> {
             for (tool, path) in tools::build_all()? {
                 println!("{:24} {}", tool.file_name(), path.display());
             }
+            match tools::prometheus() {
+                Ok(folder) => {
+                    println!("{:24} {}", "prometheus", folder.join("prometheus").display());
+                }
+                // Most tests do without.
+                Err(error) => eprintln!("devcluster: {error:#}"),
+            }
         }
         Command::Up(Nodes { name, nodes }) => up(&name.name, nodes)?,
         Command::Down(Name { name }) => {

@@ -9,11 +9,14 @@
 //! `cert-manager-crds/*.yaml`), nothing is built.
 
 mod build;
+mod prometheus;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+
+pub use prometheus::prometheus;
 
 /// Names a folder of ready binaries, used instead of a build.
 const BIN_DIR: &str = "DEVCLUSTER_BIN_DIR";
@@ -205,6 +208,6 @@ fn existing(file: PathBuf) -> Result<PathBuf> {
     clippy::disallowed_methods,
     reason = "tests have no command line, so what is set per machine comes from the environment"
 )]
-fn environment(name: &str) -> Option<PathBuf> {
+pub(crate) fn environment(name: &str) -> Option<PathBuf> {
     std::env::var(name).ok().filter(|value| !value.is_empty()).map(PathBuf::from)
 }

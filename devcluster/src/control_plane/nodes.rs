@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
@@ -47,6 +47,20 @@ impl ControlPlane {
             }
         });
         stream::iter(deletions).buffer_unordered(CONCURRENCY).try_collect().await
+    }
+
+    /// Keeps the scheduler from the nodes `node-<i>`, as `kubectl cordon` does.
+    pub async fn cordon_nodes(&self, indexes: Range<u32>) -> Result<()> {
+        let nodes: Api<Node> = Api::all(self.admin());
+        let cordons = indexes.map(|index| {
+            let nodes = nodes.clone();
+            async move {
+                let patch = Patch::Merge(json!({ "spec": { "unschedulable": true } }));
+                let patched = nodes.patch(&name(index), &PatchParams::default(), &patch).await;
+                patched.map(drop).with_context(|| format!("cordoning {}", name(index)))
+            }
+        });
+        stream::iter(cordons).buffer_unordered(CONCURRENCY).try_collect().await
     }
 
     /// Waits until the nodes `node-<i>` exist and are Ready.

@@ -1,6 +1,7 @@
 //! Starting a control plane and waiting until it can be used.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -81,7 +82,7 @@ async fn attempt_start(level: Level) -> Result<ControlPlane> {
         kubectl: tools::path(Tool::Kubectl)?,
         layout,
         api_server: Mutex::new(Some(api_server)),
-        tokens: 0.into(),
+        tokens: Arc::default(),
         others: Mutex::new(others),
         _scratch: scratch,
     })

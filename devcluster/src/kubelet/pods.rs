@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::status::{self, Shown};
+use super::report::Shown;
 use super::{Fate, Kubelet, PolicyCell};
+use crate::pod_status;
 
 /// Between two tries when the API server does not answer.
 const RETRY: Duration = Duration::from_millis(200);
@@ -185,7 +186,8 @@ impl Task {
     }
 
     async fn show(&self, shown: Shown) -> Result<()> {
-        let Some(status) = status::change(&self.pod, shown, &self.ip)? else { return Ok(()) };
+        let report = shown.report(&self.pod, &self.ip);
+        let Some(status) = pod_status::change(&self.pod, &report)? else { return Ok(()) };
         // The uid makes the server refuse a namesake. Strategic, so that others' conditions stay.
         let patch = json!({ "metadata": { "uid": self.pod.uid() }, "status": status });
         let name = self.pod.name_any();

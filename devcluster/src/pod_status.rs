@@ -1,42 +1,44 @@
-//! The status a kubelet reports.
+//! The status that a kubelet reports, as a patch.
 
 use anyhow::Result;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::{Value, json};
 
-/// What a pod's status is to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shown {
-    Ready,
-    NotReady,
-    Waiting(&'static str),
-    Failed,
+/// What a pod's status is to say. Readiness gates are looked up in the pod.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) phase: &'static str,
+    pub(crate) ip: Option<String>,
+    pub(crate) host_ip: Option<String>,
+    /// `state` and `lastState` of every container.
+    pub(crate) state: Value,
+    pub(crate) last_state: Value,
+    pub(crate) restarts: u32,
+    pub(crate) started: bool,
+    /// Whether the containers are; the pod needs its gates as well.
+    pub(crate) ready: bool,
 }
 
 /// The status patch that makes `pod` say so, or `None` if it does already.
-pub(super) fn change(pod: &Pod, shown: Shown, ip: &str) -> Result<Option<Value>> {
+pub(crate) fn change(pod: &Pod, report: &Report) -> Result<Option<Value>> {
     let now = now();
     let present = serde_json::to_value(&pod.status)?;
-    let ready = shown == Shown::Ready;
-    let gates = ready && gates_open(pod);
+    let gates = report.ready && gates_open(pod);
     let wanted = json!({
-        "phase": match shown {
-            Shown::Ready | Shown::NotReady => "Running",
-            Shown::Waiting(_) => "Pending",
-            Shown::Failed => "Failed",
-        },
-        "podIP": ip,
+        "phase": report.phase,
+        "podIP": report.ip,
+        "hostIP": report.host_ip,
         "startTime": or(&present["startTime"], &now),
-        "containerStatuses": containers(pod, &present, shown, &now),
+        "containerStatuses": containers(pod, report),
         "conditions": [
             condition(&present, "Initialized", true, "", &now),
-            condition(&present, "ContainersReady", ready, "ContainersNotReady", &now),
+            condition(&present, "ContainersReady", report.ready, "ContainersNotReady", &now),
             condition(
                 &present,
                 "Ready",
                 gates,
-                if ready { "ReadinessGatesNotReady" } else { "ContainersNotReady" },
+                if report.ready { "ReadinessGatesNotReady" } else { "ContainersNotReady" },
                 &now,
             ),
         ],
@@ -44,8 +46,9 @@ pub(super) fn change(pod: &Pod, shown: Shown, ip: &str) -> Result<Option<Value>>
     Ok((!includes(&present, &wanted)).then_some(wanted))
 }
 
+/// The time as it stands in a status.
 #[expect(clippy::disallowed_methods, reason = "plays a kubelet, which has a clock of its own")]
-fn now() -> Value {
+pub(crate) fn now() -> Value {
     json!(Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
@@ -76,28 +79,21 @@ fn condition(present: &Value, name: &str, holds: bool, reason: &str, now: &Value
     })
 }
 
-fn containers(pod: &Pod, present: &Value, shown: Shown, now: &Value) -> Vec<Value> {
+fn containers(pod: &Pod, report: &Report) -> Vec<Value> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let statuses = containers.enumerate().map(|(index, container)| {
-        let started = &present["containerStatuses"][index]["state"]["running"]["startedAt"];
-        let state = match shown {
-            Shown::Ready | Shown::NotReady => {
-                json!({ "running": { "startedAt": or(started, now) }})
-            }
-            Shown::Waiting(reason) => json!({ "waiting": { "reason": reason } }),
-            Shown::Failed => json!({ "terminated": { "exitCode": 1, "reason": "Error" } }),
-        };
+    let status = |container: &Container| {
         json!({
             "name": container.name,
             "image": container.image,
             "imageID": "",
-            "restartCount": 0,
-            "ready": shown == Shown::Ready,
-            "started": matches!(shown, Shown::Ready | Shown::NotReady),
-            "state": state,
+            "restartCount": report.restarts,
+            "ready": report.ready,
+            "started": report.started,
+            "state": report.state,
+            "lastState": report.last_state,
         })
-    });
-    statuses.collect()
+    };
+    containers.map(status).collect()
 }
 
 fn by_type<'a>(conditions: &'a Value, name: &Value) -> Option<&'a Value> {
