@@ -6,11 +6,13 @@ CLUSTER := $(patsubst tests/%/main.rs,--test %,$(wildcard tests/*/main.rs))
 SHARING := $(patsubst lease-sharding/tests/%.rs,--test %,$(wildcard lease-sharding/tests/*.rs))
 FUZZ    := $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
 SECONDS := 60
+STATIC  := x86_64-unknown-linux-musl
+CRATES  := $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src
 say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update bench fuzz deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update prometheus helm image-root licenses bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +60,32 @@ tools: ## Build the control plane's programs, once (about 12 minutes; needs Go)
 update: tools ## Write the generated files anew: crds/, deploy/, tests/golden/ and others
 	UPDATE=1 cargo test --locked $(UNIT)
 	UPDATE=1 cargo test --locked --test apiserver -- kubectl:: served::
+
+prometheus: ## Check and test rules and alerts (needs promtool; Debian: apt-get install prometheus)
+	cargo test --locked --test prometheus -- --include-ignored
+
+# Once: go install helm.sh/helm/v3/cmd/helm@v3.22.0
+helm: ## The chart renders what kustomize does (needs helm and kubectl)
+	cargo test --locked --test chart -- --include-ignored
+
+# Once: rustup target add x86_64-unknown-linux-musl; Debian: apt-get install musl-tools
+image-root: ## Run the static binary as the image has it: alone in an empty root (needs root)
+	cargo build --release --locked --target $(STATIC) --bin ksm-scale-operator
+	rm -rf target/image-root && mkdir -p target/image-root
+	cp target/$(STATIC)/release/ksm-scale-operator target/image-root/
+	chroot --userspec=65532:65532 target/image-root /ksm-scale-operator --version
+	chroot --userspec=65532:65532 target/image-root /ksm-scale-operator crd | cmp - crds/ksmscales.monitor.example.com.yaml
+	chroot --userspec=65532:65532 target/image-root /ksm-scale-operator validate -f - < deploy/samples/production.yaml
+
+licenses: ## The crates in the binary, their licences and the texts of these, in target/licenses.txt
+	mkdir -p target
+	cargo tree --locked --package ksm-scale-operator --edges normal --prefix none --format '{p} | {l}' \
+	    | sed 's/ (proc-macro)//; s/ (\*)//; s/ (\/[^)]*)//' | sort -u > target/crates.txt
+	while read -r name version _ license; do \
+	    printf '%s %s: %s\n\n' "$$name" "$$version" "$$license"; \
+	    cat $(CRATES)/*/"$$name-$${version#v}"/LICEN[CS]E* $(CRATES)/*/"$$name-$${version#v}"/NOTICE* 2>/dev/null; \
+	    printf '\n'; \
+	done < target/crates.txt > target/licenses.txt
 
 bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md)
 	cargo bench --locked --bench plan

@@ -41,6 +41,9 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Mutate, Self::Validate];
+
     /// The webhook at `path`, which is without a query.
     #[must_use]
     pub fn of_path(path: &str) -> Option<Self> {

@@ -238,13 +238,17 @@ async fn survive(work: impl Future<Output = Result<Action, Error>>) -> Result<Ac
 }
 
 async fn work(ctx: &Context, name: &str) -> Result<Action, Error> {
-    let Some(stored) = observe::stored(ctx, name).await? else { return Ok(Action::await_change()) };
+    let Some(stored) = observe::stored(ctx, name).await? else {
+        ctx.metrics.conditions.forget(name);
+        return Ok(Action::await_change());
+    };
     let now = (ctx.clock)();
     let uid = stored.json["metadata"]["uid"].as_str().unwrap_or_default();
     let scale = match ctx.allowed.check(validate(&stored.json)) {
         Ok(scale) => scale,
         Err(violations) => {
             let new = status::rejected(&stored.status, stored.generation, &violations, now);
+            ctx.metrics.conditions.observed(name, &new.conditions);
             publish::status(&ctx.client, name, &stored.status, &new)
                 .await
                 .map_err(Error::PublishStatus)?;
@@ -260,6 +264,7 @@ async fn work(ctx: &Context, name: &str) -> Result<Action, Error> {
     let inputs =
         Inputs { scale: &scale, seen: &seen, plan: &plan, outcome: &outcome, settings, now };
     let new = status::status(&stored.status, &inputs);
+    ctx.metrics.conditions.observed(name, &new.conditions);
     let published = publish::status(&ctx.client, name, &stored.status, &new).await;
     let notes = status::events::notes(&stored.status, &new, &inputs);
     publish::events(&ctx.client, name, uid, notes).await;

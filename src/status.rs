@@ -19,7 +19,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::fmt;
 
 mod conditions;
+mod described;
 pub mod events;
+
+pub use described::{CONDITIONS, Described};
 
 /// What applying a plan did.
 #[derive(Debug, Default)]

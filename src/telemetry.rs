@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, fmt};
 
 pub mod certificate_metrics;
+pub mod condition_metrics;
 pub mod metrics;
 
 /// How log lines look.

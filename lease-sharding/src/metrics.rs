@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     relocated: Counter,
     last_relocated: Gauge,
     last_relocated_percent: Gauge<f64, AtomicU64>,
+    partitions: Gauge,
     pub(crate) heartbeats: Counter,
     pub(crate) heartbeat_failures: Counter,
     pub(crate) claimed: Gauge,
@@ -64,6 +65,7 @@ impl Metrics {
             relocated: Counter::default(),
             last_relocated: Gauge::default(),
             last_relocated_percent: Gauge::default(),
+            partitions: Gauge::default(),
             heartbeats: Counter::default(),
             heartbeat_failures: Counter::default(),
             claimed: Gauge::default(),
@@ -79,6 +81,9 @@ impl Metrics {
     /// Adds them to a registry, whose prefix should be empty: the names begin with `sharding_`.
     pub(crate) fn register(&self, registry: &mut Registry) {
         let m = self.clone();
+        for event_type in ["member_added", "member_removed"] {
+            drop(m.changes.get_or_create(&ChangeLabels { event_type }));
+        }
         let r = registry.sub_registry_with_prefix("sharding");
         r.register("ring_member_count", "Members among whom partitions are placed", m.members);
         r.register("ring_members_added", "Members that came", m.members_added);
@@ -95,6 +100,7 @@ impl Metrics {
             "The same in percent of all partitions",
             m.last_relocated_percent,
         );
+        r.register("partitions", "All partitions, whoever owns them", m.partitions);
         r.register("lease_heartbeats", "Writes of the own Lease that were made", m.heartbeats);
         r.register(
             "lease_heartbeat_failures",
@@ -142,6 +148,7 @@ impl Metrics {
             counter.inc_by(count);
             self.changes.get_or_create(&ChangeLabels { event_type }).inc_by(count);
         }
+        self.partitions.set(all.into());
         self.relocated.inc_by(moved.into());
         self.last_relocated.set(moved.into());
         self.last_relocated_percent.set(100.0 * f64::from(moved) / f64::from(all.max(1)));
@@ -180,14 +187,15 @@ struct LeaseAge {
 
 impl Collector for LeaseAge {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Time since the newest acknowledged renewal of the own Lease was sent";
+        let unit = Unit::Seconds;
+        let sample =
+            encoder.encode_descriptor("lease_age", help, Some(&unit), MetricType::Gauge)?;
         let at = self.at.load(Ordering::Relaxed);
         if at == 0 {
             return Ok(());
         }
-        let age = ConstGauge::new(seconds(self.clock.now().steady.saturating_sub(at)));
-        let help = "Time since the newest acknowledged renewal of the own Lease was sent";
-        let unit = Unit::Seconds;
-        age.encode(encoder.encode_descriptor("lease_age", help, Some(&unit), MetricType::Gauge)?)
+        ConstGauge::new(seconds(self.clock.now().steady.saturating_sub(at))).encode(sample)
     }
 }
 
@@ -220,6 +228,7 @@ mod tests {
             "sharding_partitions_relocated_total 2",
             "sharding_last_partitions_relocated 2",
             "sharding_last_partitions_relocated_percent 25.0",
+            "sharding_partitions 8",
             "sharding_lease_heartbeats_total 1",
             "sharding_lease_heartbeat_failures_total 1",
             "sharding_claimed_partitions 0",

@@ -58,7 +58,19 @@ fn status_after(
     let inputs = Inputs { scale, seen, plan: &plan, outcome, settings: &settings, now };
     let new = status(old, &inputs);
     let notes = notes(old, &new, &inputs);
+    assert_described(&new);
     (new, notes)
+}
+
+/// What is told is also told in the reference of conditions.
+fn assert_described(status: &KSMScaleStatus) {
+    for Condition { type_, status, reason, .. } in &status.conditions {
+        let described = CONDITIONS.iter().find(|described| described.type_ == type_);
+        let reasons = described.unwrap_or_else(|| panic!("{type_} is not described")).reasons;
+        let known =
+            |&&(at, name, _): &&(bool, &str, &str)| (at == (status == "True")) && name == reason;
+        assert!(reasons.iter().any(|r| known(&r)), "{type_} {status} {reason} is not described");
+    }
 }
 
 fn condition<'s>(status: &'s KSMScaleStatus, type_: &str) -> &'s Condition {

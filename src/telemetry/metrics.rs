@@ -1,6 +1,7 @@
 //! Metrics of the controller. Labels come from enums, never from names, so that the number of
 //! series does not grow with the cluster.
 
+use super::condition_metrics::ConditionMetrics;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -34,6 +35,8 @@ pub struct Metrics {
     pub managed_pods: Gauge,
     /// KSMScales.
     pub scales: Gauge,
+    /// KSMScales by their conditions.
+    pub conditions: ConditionMetrics,
 }
 
 impl Default for Metrics {
@@ -56,6 +59,7 @@ impl Metrics {
             nodes: Gauge::default(),
             managed_pods: Gauge::default(),
             scales: Gauge::default(),
+            conditions: ConditionMetrics::default(),
         };
         let Self { duration, errors, changes, nodes, managed_pods, scales, .. } = metrics.clone();
         registry.register_with_unit(
@@ -77,6 +81,7 @@ impl Metrics {
         registry.register("nodes", "Nodes in the cluster", nodes);
         registry.register("managed_pods", "kube-state-metrics pods of all KSMScales", managed_pods);
         registry.register("ksmscales", "KSMScale objects", scales);
+        metrics.conditions.register(&mut registry);
         register(&mut registry);
         Self { registry: Arc::new(registry), ..metrics }
     }

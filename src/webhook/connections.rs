@@ -50,6 +50,8 @@ pub(super) enum End {
 }
 
 impl End {
+    pub(super) const ALL: [Self; 3] = [Self::Idle, Self::Slow, Self::Displaced];
+
     /// The value of the metric label.
     pub(super) fn as_str(self) -> &'static str {
         match self {

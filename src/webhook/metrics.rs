@@ -1,7 +1,10 @@
 //! Metrics of the webhook. Labels come from enums and tables, never from a request's texts.
 
-use super::connections::End;
-use crate::admission::{Answer, Endpoint};
+use super::{connections::End, tls};
+use crate::{
+    admission::{Answer, Endpoint, Verdict},
+    rules::RULES,
+};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -88,6 +91,7 @@ impl Drop for InFlight {
 impl Metrics {
     /// Makes them part of `registry`.
     pub fn register(&self, registry: &mut Registry) {
+        self.begin();
         let registry = registry.sub_registry_with_prefix("webhook");
         let m = self.clone();
         registry.register(
@@ -133,6 +137,39 @@ impl Metrics {
             "Changes of the file with client CAs, by whether it could be used",
             m.client_ca_reloads,
         );
+    }
+
+    /// What is rare is there from the start: the first of its kind is then an increase, which
+    /// PromQL does not see in a series that begins with 1.
+    fn begin(&self) {
+        for endpoint in Endpoint::ALL.map(Endpoint::as_str) {
+            for (operation, verdict, code) in [
+                ("CREATE", Verdict::Allowed, 200),
+                ("CREATE", Verdict::Denied, 200),
+                ("UPDATE", Verdict::Allowed, 200),
+                ("UPDATE", Verdict::Denied, 200),
+                ("", Verdict::BadRequest, 400),
+                ("", Verdict::Failed, 500),
+                ("", Verdict::Failed, 503),
+            ] {
+                let verdict = verdict.as_str();
+                let labels = RequestLabels { endpoint, operation, verdict, code };
+                drop(self.requests.get_or_create(&labels));
+            }
+        }
+        for rule in RULES.iter().map(|rule| rule.id) {
+            drop(self.denials.get_or_create(&RuleLabels { rule }));
+            drop(self.warnings.get_or_create(&RuleLabels { rule }));
+        }
+        for reason in tls::FAILURES {
+            drop(self.handshake_failures.get_or_create(&ReasonLabels { reason }));
+        }
+        for reason in End::ALL.map(End::as_str) {
+            drop(self.ended.get_or_create(&ReasonLabels { reason }));
+        }
+        for result in ["success", "failure"] {
+            drop(self.client_ca_reloads.get_or_create(&ResultLabels { result }));
+        }
     }
 
     /// A request has come. It is in flight until the value is dropped.

@@ -54,6 +54,17 @@ pub(super) fn config(
     Ok(Arc::new(config))
 }
 
+/// Every value of [`failure`].
+pub(super) const FAILURES: [&str; 6] =
+    [REFUSED_BY_CLIENT, CLIENT_CERTIFICATE, INCOMPATIBLE, NO_CERTIFICATE, PROTOCOL, CONNECTION];
+
+const REFUSED_BY_CLIENT: &str = "refused_by_client";
+const CLIENT_CERTIFICATE: &str = "client_certificate";
+const INCOMPATIBLE: &str = "incompatible";
+const NO_CERTIFICATE: &str = "no_certificate";
+const PROTOCOL: &str = "protocol";
+const CONNECTION: &str = "connection";
+
 /// Why a handshake failed, for metrics.
 pub(super) fn failure(error: &io::Error) -> &'static str {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
@@ -65,11 +76,11 @@ pub(super) fn failure(error: &io::Error) -> &'static str {
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateUnknown
             | AlertDescription::UnsupportedCertificate,
-        )) => "refused_by_client",
-        Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)) => "client_certificate",
-        Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => "incompatible",
-        Some(Error::General(_)) => "no_certificate",
-        Some(_) => "protocol",
-        None => "connection",
+        )) => REFUSED_BY_CLIENT,
+        Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)) => CLIENT_CERTIFICATE,
+        Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => INCOMPATIBLE,
+        Some(Error::General(_)) => NO_CERTIFICATE,
+        Some(_) => PROTOCOL,
+        None => CONNECTION,
     }
 }
