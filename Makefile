@@ -92,6 +92,7 @@ bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md
 	cargo bench --locked --bench admission
 	cargo bench --locked --bench webhook
 	cargo bench --locked --bench cluster
+	$(MAKE) -C lease-sharding bench
 
 # Once: rustup toolchain install nightly && cargo install --locked cargo-fuzz
 fuzz: ## Look for inputs that break a promise (SECONDS=60 for each target; needs nightly, cargo-fuzz)

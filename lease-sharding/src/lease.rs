@@ -2,9 +2,13 @@
 
 mod codec;
 mod driver;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod requests;
 mod watch;
 
 pub(crate) use codec::{RING_LABEL, generation, pod_number};
 pub(crate) use driver::{Driver, Inputs, State};
+#[cfg(any(test, fuzzing))]
+pub(crate) use fuzz::leases;
 pub(crate) use requests::Requests;

@@ -50,6 +50,9 @@
 //! - [`ring`]: consistent hashing that agrees with `buraksezer/consistent` bit for bit.
 
 mod clock;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod guard;
 pub mod hash;
 pub mod keys;

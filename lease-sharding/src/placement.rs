@@ -98,7 +98,9 @@ impl Placement {
             Self::Rendezvous(load) => rendezvous::place(partitions, load, &members),
             Self::Sticky(load) => sticky::place(partitions, load, &members),
         };
-        Assignment { members, owners }
+        let mut loads = vec![0; members.len()];
+        owners.iter().for_each(|at| loads[*at] += 1);
+        Assignment { members, owners, loads }
     }
 
     /// What a member should want, from the Leases that it sees: the argument of
@@ -134,6 +136,7 @@ impl Placement {
 pub struct Assignment<'a> {
     members: Vec<Candidate<'a>>,
     owners: Vec<usize>,
+    loads: Vec<usize>,
 }
 
 impl<'a> Assignment<'a> {
@@ -145,6 +148,11 @@ impl<'a> Assignment<'a> {
     /// The owners of all partitions, in their order; empty if there are no members.
     pub fn owners(&self) -> impl Iterator<Item = &'a str> {
         self.owners.iter().map(|at| self.members[*at].name)
+    }
+
+    /// The members, sorted by name, with how many partitions each is to have.
+    pub fn loads(&self) -> impl Iterator<Item = (&'a str, usize)> {
+        self.members.iter().zip(&self.loads).map(|(member, load)| (member.name, *load))
     }
 
     /// All partitions of a member.

@@ -113,6 +113,8 @@ pub struct Ring {
     distinct_positions: usize,
     members: Vec<String>,
     owners: Vec<u32>,
+    /// How many partitions each member owns.
+    loads: Vec<u64>,
 }
 
 impl Ring {
@@ -174,7 +176,7 @@ impl Ring {
             owners.push(owner);
         }
         let distinct_positions = positions.chunk_by(|a, b| a.0 == b.0).count();
-        Ok(Self { hash: config.hash, capacity, distinct_positions, members, owners })
+        Ok(Self { hash: config.hash, capacity, distinct_positions, members, owners, loads })
     }
 
     /// The members, sorted by name.
@@ -212,7 +214,13 @@ impl Ring {
 
     /// How many partitions a member owns; 0 for a stranger.
     pub fn load(&self, member: &str) -> usize {
-        self.owners.iter().filter(|owner| self.members[**owner as usize] == member).count()
+        self.loads().find(|(name, _)| *name == member).map_or(0, |(_, load)| load)
+    }
+
+    /// The members with how many partitions each owns.
+    #[expect(clippy::cast_possible_truncation, reason = "at most MAX_PARTITIONS")]
+    pub fn loads(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.members.iter().zip(&self.loads).map(|(name, load)| (name.as_str(), *load as usize))
     }
 
     /// `count` distinct members for a key, its owner first: the others follow in the order of

@@ -31,6 +31,10 @@ const STAGE: &str = "lease-sharding/stage";
 const GENERATION: &str = "lease-sharding/generation";
 const TEMPLATE: &str = "lease-sharding/template";
 
+/// What a member says of itself in each write.
+#[cfg(any(test, fuzzing))]
+pub(super) const ANNOTATIONS: [&str; 6] = [KEYSPACE, PLACEMENT, CLAIMS, SEQ, STAGE, GENERATION];
+
 /// A Lease can't have more partitions than this.
 const MOST_BYTES: usize = (1 << 16) / 8;
 
@@ -267,7 +271,7 @@ mod tests {
             key in 0_usize..6, value in ".{0,40}", identity in ".{0,80}",
         ) {
             let mut lease = written(&record(PartitionSet::first(3)));
-            let key = [KEYSPACE, PLACEMENT, CLAIMS, SEQ, STAGE, GENERATION][key];
+            let key = ANNOTATIONS[key];
             lease.metadata.annotations.as_mut().unwrap().insert(key.into(), value);
             lease.spec.as_mut().unwrap().holder_identity = Some(identity);
             prop_assert!(read("ring", &lease, LEASE).is_some());

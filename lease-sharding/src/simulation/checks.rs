@@ -185,6 +185,41 @@ fn a_crash_leaves_a_gap_of_a_lease_time_and_a_few_messages() {
     });
 }
 
+/// The longest gaps of many runs of one profile, sorted.
+fn distribution(timing: TimingConfig, fault: Fault) -> Vec<Millis> {
+    let gap = |seed| {
+        let world = World { timing, ..World::new(seed, FAIR) };
+        let mut world = start(world, KEYSPACE, FAIR);
+        schedule(&mut world, fault);
+        world.run_until(60_000);
+        survives(seed, &world);
+        world.longest_gap
+    };
+    let mut gaps: Vec<_> = (60_000..65_000).map(gap).collect();
+    gaps.sort_unstable();
+    gaps
+}
+
+#[test]
+#[ignore = "figures: `make -C lease-sharding gaps`"]
+fn distributions_of_gaps() {
+    for (profile, timing) in [("default", TimingConfig::DEFAULT), ("fast", TimingConfig::FAST)] {
+        for fault in [Fault::Crash, Fault::Leave] {
+            let gaps = distribution(timing, fault);
+            let at = |percent: usize| gaps[(gaps.len() - 1) * percent / 100];
+            println!(
+                "{fault:?}, {profile} profile, {} runs: least {} ms, p50 {}, p90 {}, p99 {}, most {}",
+                gaps.len(),
+                at(0),
+                at(50),
+                at(90),
+                at(99),
+                at(100)
+            );
+        }
+    }
+}
+
 #[test]
 fn leaving_leaves_a_gap_of_a_few_messages() {
     gaps(10_000..12_000, |_| (Fault::Leave, MESSAGES));
