@@ -2,9 +2,12 @@
 
 mod codec;
 mod driver;
+mod published;
 mod requests;
 mod watch;
 
 pub(crate) use codec::{RING_LABEL, generation, pod_number};
 pub(crate) use driver::{Driver, Inputs, State};
+pub(crate) use published::Board;
+pub use published::Texts;
 pub(crate) use requests::Requests;

@@ -65,4 +65,5 @@ mod sharding;
 #[cfg(test)]
 mod simulation;
 
+pub use lease::Texts;
 pub use sharding::{Builder, End, JoinError, Pod, Sharding};
