@@ -55,6 +55,7 @@ const QUANTITY_PATTERN: &str =
     printcolumn(name = "Desired", type_ = "integer", json_path = ".status.desiredReplicas"),
     printcolumn(name = "Current", type_ = "integer", json_path = ".status.currentReplicas"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Owner", type_ = "string", json_path = ".status.owner", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -171,6 +172,10 @@ pub struct KSMScaleStatus {
     /// Ready, Scaling or Incomplete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
+    /// The replica of the operator that wrote this status, by its pod's name. It works on this
+    /// KSMScale until another one is named here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// When this status last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_updated: Option<Time>,

@@ -10,6 +10,7 @@ mod certs;
 mod files;
 mod plan;
 mod run;
+mod sharding;
 mod validate;
 mod webhook;
 

@@ -3,10 +3,16 @@
 use crate::{
     allowed::Allowed,
     api::KSMScale,
+    membership::{Duty, Membership},
+    names::LABEL_SCALE,
     plan::{Settings, plan},
     readiness::Readiness,
     status::{self, Inputs, Outcome},
-    telemetry::{chain, metrics::Metrics, panic_text},
+    telemetry::{
+        chain,
+        metrics::{Metrics, Totals},
+        panic_text,
+    },
     validate::validate,
 };
 use futures::{FutureExt, StreamExt};
@@ -21,6 +27,7 @@ use kube::{
         watcher,
     },
 };
+use lease_sharding::guard::{Lost, Refused};
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
@@ -52,9 +59,19 @@ const CONCURRENCY: u16 = 8;
 /// Ready together are one event. Small against the second in which pods have to follow nodes.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
+/// The longest that a reconcile may take: calls end by themselves, but there can be many. The next
+/// one goes on from what this one has made.
+const LIMIT: Duration = Duration::from_mins(2);
+
+/// After a write that was refused because the own Lease was about to end: by then it is renewed, or
+/// the KSMScale is another replica's.
+const REFUSED: Duration = Duration::from_secs(1);
+
 /// What every reconcile needs.
 pub struct Context {
-    client: Client,
+    /// For [`Membership::guard_of_scale`] to make a client of. Nothing is read or written by it.
+    connections: Client,
+    membership: Membership,
     settings: Settings,
     allowed: Allowed,
     clock: fn() -> Timestamp,
@@ -94,6 +111,12 @@ pub enum Error {
     /// The status could not be written. The work was done.
     #[error("cannot write the status")]
     PublishStatus(#[source] kube::Error),
+    /// It took longer than [`LIMIT`].
+    #[error("it took longer than {LIMIT:?}")]
+    TooLong,
+    /// A write was refused, since the KSMScale may be another replica's by now. No failure.
+    #[error("the KSMScale may be another replica's")]
+    NotOurs,
     /// A defect in the operator.
     #[error("the reconcile panicked: {0}")]
     Panic(String),
@@ -108,6 +131,8 @@ impl Error {
             Self::Read { .. } => "read",
             Self::Apply { .. } => "apply",
             Self::PublishStatus(_) => "publish_status",
+            Self::TooLong => "too_long",
+            Self::NotOurs => "not_ours",
             Self::Panic(_) => "panic",
         }
     }
@@ -117,9 +142,14 @@ impl Error {
         let asked = match self {
             Self::Read { source, .. } | Self::PublishStatus(source) => apply::retry_after(source),
             Self::Apply { retry_after, .. } => *retry_after,
-            Self::NodesUnknown(_) | Self::Panic(_) => None,
+            _ => None,
         };
         asked.unwrap_or_default()
+    }
+
+    /// A status that could not be written.
+    fn publish(error: kube::Error) -> Self {
+        if is_refused(&error) { Self::NotOurs } else { Self::PublishStatus(error) }
     }
 
     fn apply(outcome: &Outcome) -> Option<Self> {
@@ -141,19 +171,38 @@ pub struct Clients {
     pub watches: Client,
 }
 
+/// Whether a write was not sent, since the KSMScale may be another replica's.
+fn is_refused(error: &kube::Error) -> bool {
+    Refused::of(error) == Some(Refused::Guard)
+}
+
+/// What the controller is run with.
+pub struct Surroundings<'a> {
+    /// To the cluster.
+    pub clients: Clients,
+    /// Which KSMScales are this replica's.
+    pub membership: Membership,
+    /// The administrator's.
+    pub settings: Settings,
+    /// The administrator's as well.
+    pub allowed: Allowed,
+    /// The wall clock.
+    pub clock: fn() -> Timestamp,
+    /// What is told.
+    pub metrics: Metrics,
+    /// What is waited for.
+    pub readiness: &'a Readiness,
+}
+
 /// The controller, which does nothing until it is polled, and what its watches know meanwhile.
 ///
-/// It runs until `stop`, and then finishes the reconciles that are under way.
+/// It works on those KSMScales that are this replica's, and on one that becomes its at once. It runs until `stop`, and then finishes the reconciles that are under way.
 pub fn controller(
-    clients: Clients,
-    settings: Settings,
-    allowed: Allowed,
-    clock: fn() -> Timestamp,
-    metrics: Metrics,
-    readiness: &Readiness,
+    around: Surroundings<'_>,
     stop: &CancellationToken,
 ) -> (View, impl Future<Output = ()> + Send + use<>) {
-    let Clients { calls, watches } = clients;
+    let Surroundings { membership, settings, allowed, clock, metrics, readiness, .. } = around;
+    let Clients { calls, watches } = around.clients;
     let config = watcher::Config::default();
     let node_events =
         watches::events::<Node>(watches.clone(), config, readiness.wait_for("the list of nodes"));
@@ -165,14 +214,19 @@ pub fn controller(
     let (pod_stream, pods) = watches::pods(watches.clone(), readiness.wait_for("the list of pods"));
     let budgets = watches::budgets(watches, readiness.wait_for("the list of PodDisruptionBudgets"));
     let view = View { nodes: nodes.clone(), scales: scales.clone(), pods: pods.clone() };
+    let gained = membership.gained_scales(scales.clone());
+    let (seen, [ours, counted]) = (view.clone(), [membership.clone(), membership.clone()]);
+    let ours = move |name: &str| ours.guard_of_scale(name).is_some();
+    metrics.count(ours, move || totals(&seen, &counted));
     let context = Arc::new(Context {
-        client: calls,
+        connections: calls,
+        membership,
         settings,
         allowed,
         clock,
         nodes: nodes.clone(),
         scales: scales.clone(),
-        pods: pods.clone(),
+        pods,
         metrics,
         failures: Mutex::default(),
         reconciles: AtomicU64::new(0),
@@ -183,6 +237,7 @@ pub fn controller(
         .watches_stream(budgets, watches::owners)
         .reconcile_all_on(watches::changes(nodes))
         .reconcile_all_on(watches::bursts(number))
+        .reconcile_on(gained)
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(reconcile, error_policy, context)
         .for_each(|result| async move {
@@ -207,11 +262,25 @@ async fn reconcile(
     ctx: Arc<Context>,
 ) -> Result<Action, Error> {
     let name = object.name_any();
+    // Not ours: we are called when it is.
+    let Some(guard) = ctx.membership.guard_of_scale(&name) else {
+        ctx.forget_failures(&name);
+        return Ok(Action::await_change());
+    };
     let id = ctx.reconciles.fetch_add(1, Ordering::Relaxed);
     let span = tracing::info_span!("reconcile", ksmscale = name, reconcile_id = id);
     let started = Instant::now();
-    let result = survive(work(&ctx, &name).instrument(span.clone())).await;
+    let client = guard.client(&ctx.connections);
+    let work = work(&ctx, &client, &name).instrument(span.clone());
+    let result = guard.run(tokio::time::timeout(LIMIT, survive(work))).await;
     let _entered = span.enter();
+    let result = match result.map(|result| result.unwrap_or(Err(Error::TooLong))) {
+        Err(Lost) | Ok(Err(Error::NotOurs)) => {
+            tracing::debug!("ended: it may be another replica's");
+            return Ok(Action::requeue(REFUSED));
+        }
+        Ok(result) => result,
+    };
     match &result {
         Ok(_) => tracing::debug!(duration_seconds = started.elapsed().as_secs_f64(), "done"),
         Err(error) => {
@@ -220,15 +289,28 @@ async fn reconcile(
     }
     let metrics = &ctx.metrics;
     metrics.reconciled(started.elapsed(), result.as_ref().err().map(Error::label));
-    metrics.scales.set(gauge(ctx.scales.len()));
-    metrics.managed_pods.set(gauge(ctx.pods.len()));
-    if let Count::Known(nodes) = *ctx.nodes.borrow() {
-        metrics.nodes.set(nodes.into());
-    }
     if result.is_ok() {
-        ctx.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+        ctx.forget_failures(&name);
     }
     result
+}
+
+impl Context {
+    fn forget_failures(&self, name: &str) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}
+
+/// What there is, as far as it is this replica's.
+fn totals(view: &View, membership: &Membership) -> Totals {
+    let ours = |name: &str| membership.guard_of_scale(name).is_some();
+    let of_scale = |pod: &PartialObjectMeta<Pod>| pod.labels().get(LABEL_SCALE).cloned();
+    let pods = view.pods.state();
+    Totals {
+        scales: view.scales.state().iter().filter(|scale| ours(&scale.name_any())).count(),
+        pods: pods.iter().filter_map(|pod| of_scale(pod)).filter(|name| ours(name)).count(),
+        nodes: membership.guard_of_duty(Duty::NodeCount).and_then(|_| view.nodes()),
+    }
 }
 
 /// The wall around a panic: it costs this reconcile, and is an error like any other.
@@ -237,42 +319,47 @@ async fn survive(work: impl Future<Output = Result<Action, Error>>) -> Result<Ac
     result.unwrap_or_else(|panic| Err(Error::Panic(panic_text(&*panic))))
 }
 
-async fn work(ctx: &Context, name: &str) -> Result<Action, Error> {
-    let Some(stored) = observe::stored(ctx, name).await? else {
+async fn work(ctx: &Context, client: &Client, name: &str) -> Result<Action, Error> {
+    let Some(stored) = observe::stored(client, name).await? else {
         ctx.metrics.conditions.forget(name);
         return Ok(Action::await_change());
     };
-    let now = (ctx.clock)();
+    let (now, owner) = ((ctx.clock)(), ctx.membership.name());
     let uid = stored.json["metadata"]["uid"].as_str().unwrap_or_default();
     let scale = match ctx.allowed.check(validate(&stored.json)) {
         Ok(scale) => scale,
         Err(violations) => {
-            let new = status::rejected(&stored.status, stored.generation, &violations, now);
+            let generation = stored.generation;
+            let new = status::rejected(&stored.status, owner, generation, &violations, now);
             ctx.metrics.conditions.observed(name, &new.conditions);
-            publish::status(&ctx.client, name, &stored.status, &new)
-                .await
-                .map_err(Error::PublishStatus)?;
+            publish::status(client, name, &stored.status, &new).await.map_err(Error::publish)?;
             let notes = status::events::transitions(&stored.status, &new);
-            publish::events(&ctx.client, name, uid, notes).await;
+            publish::events(client, name, uid, notes).await;
             return Ok(Action::await_change());
         }
     };
-    let seen = observe::observe(ctx, &scale).await?;
+    let seen = observe::observe(ctx, client, &scale).await?;
     let plan = plan(&scale, &seen, now, &ctx.settings);
-    let outcome = apply::apply(&ctx.client, &ctx.metrics, &plan.changes).await;
-    let settings = &ctx.settings;
-    let inputs =
-        Inputs { scale: &scale, seen: &seen, plan: &plan, outcome: &outcome, settings, now };
+    let outcome = apply::apply(client, &ctx.metrics, &plan.changes).await?;
+    let inputs = Inputs {
+        scale: &scale,
+        seen: &seen,
+        plan: &plan,
+        outcome: &outcome,
+        settings: &ctx.settings,
+        owner,
+        now,
+    };
     let new = status::status(&stored.status, &inputs);
     ctx.metrics.conditions.observed(name, &new.conditions);
-    let published = publish::status(&ctx.client, name, &stored.status, &new).await;
+    let published = publish::status(client, name, &stored.status, &new).await;
     let notes = status::events::notes(&stored.status, &new, &inputs);
-    publish::events(&ctx.client, name, uid, notes).await;
+    publish::events(client, name, uid, notes).await;
     // A status that cannot be written does not hide work that failed (R49).
     if let Some(error) = Error::apply(&outcome) {
         return Err(error);
     }
-    published.map_err(Error::PublishStatus)?;
+    published.map_err(Error::publish)?;
     Ok(Action::requeue(plan.again_in))
 }
 
@@ -289,10 +376,6 @@ fn error_policy(
     let delay = backoff::delay(&name, *count);
     *count = count.saturating_add(1);
     Action::requeue(delay.max(error.retry_after()))
-}
-
-fn gauge(n: usize) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

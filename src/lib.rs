@@ -20,6 +20,7 @@
 //! | [`source`] | YAML as people write it, with lines |
 //! | [`certificates`] | certificates as values: what fits, what verifies |
 //! | [`readiness`], [`telemetry`], [`server`] | what the process tells about itself |
+//! | [`membership`] | this replica among the others |
 //! | [`controller`] | observe, plan, apply, publish |
 //! | [`webhook`] | the HTTPS server of the admission webhooks |
 //! | [`manifests`] | generated manifests |
@@ -37,6 +38,7 @@ pub mod coverage;
 pub mod crd;
 pub mod forecast;
 pub mod manifests;
+pub mod membership;
 pub mod names;
 pub mod observed;
 pub mod plan;

@@ -82,6 +82,14 @@ const CA_RIGHTS: &[Rights] = &[
     ("", &["secrets"], &[CA_SECRET], &["get", "list", "watch", "update"]),
 ];
 
+/// The Leases by which replicas share their work (S1). Their names are those of pods.
+const LEASE_RIGHTS: &[Rights] = &[(
+    "coordination.k8s.io",
+    &["leases"],
+    &[],
+    &["get", "list", "watch", "create", "patch", "delete"],
+)];
+
 /// What the operator needs in each namespace it puts pods in.
 const WORKLOAD_RIGHTS: &[Rights] = &[
     ("", &["pods"], &[], &["create", "delete"]),
@@ -229,6 +237,7 @@ fn rbac() -> Result<String> {
         })?,
         role(&event_role, "default", EVENT_RIGHTS)?,
         role(CA_SECRET, OPERATOR_NAMESPACE, CA_RIGHTS)?,
+        role(&format!("{OPERATOR}-sharding"), OPERATOR_NAMESPACE, LEASE_RIGHTS)?,
         document(&cluster_role(METRICS_CLUSTER_ROLE, METRICS_RIGHTS))?,
     ];
     Ok(documents.join("---\n"))

@@ -125,6 +125,8 @@ pub struct Inputs<'a> {
     pub outcome: &'a Outcome,
     /// The administrator's settings.
     pub settings: &'a Settings,
+    /// This replica's name.
+    pub owner: &'a str,
     /// The time.
     pub now: Timestamp,
 }
@@ -132,7 +134,7 @@ pub struct Inputs<'a> {
 /// The status after a reconcile. Equal to `old` if nothing changed.
 #[must_use]
 pub fn status(old: &KSMScaleStatus, inputs: &Inputs<'_>) -> KSMScaleStatus {
-    let Inputs { scale, seen, plan, now, .. } = *inputs;
+    let Inputs { scale, seen, plan, owner, now, .. } = *inputs;
     let current: Vec<_> = seen.pods.iter().filter(|p| is_current(p)).collect();
     let sharding_status = match &scale.mode {
         Mode::Sharded(shards) => Some(sharding_status(shards, &current, plan)),
@@ -150,6 +152,7 @@ pub fn status(old: &KSMScaleStatus, inputs: &Inputs<'_>) -> KSMScaleStatus {
         observed_generation: Some(scale.generation),
         conditions: conditions.done(),
         sharding_status,
+        owner: Some(owner.to_owned()),
         last_updated: old.last_updated.clone(),
     };
     touch(&mut status, old, now);
@@ -161,6 +164,7 @@ pub fn status(old: &KSMScaleStatus, inputs: &Inputs<'_>) -> KSMScaleStatus {
 #[must_use]
 pub fn rejected(
     old: &KSMScaleStatus,
+    owner: &str,
     generation: i64,
     violations: &Violations,
     now: Timestamp,
@@ -177,6 +181,7 @@ pub fn rejected(
     conditions.set(Fact::new("Progressing", false, reason, message));
     let mut status = KSMScaleStatus {
         observed_generation: Some(generation),
+        owner: Some(owner.to_owned()),
         conditions: conditions.done(),
         ..old.clone()
     };

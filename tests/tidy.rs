@@ -21,7 +21,7 @@ const LAYERS: &[&[&str]] = &[
     &["status", "warnings", "forecast", "source"],
     &["admission", "readiness"],
     &["telemetry"],
-    &["server"],
+    &["server", "membership"],
     &["controller", "webhook"],
     &["manifests"],
     &["cli"],

@@ -4,6 +4,7 @@ mod codec;
 mod driver;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
+mod published;
 mod requests;
 mod watch;
 
@@ -11,4 +12,6 @@ pub(crate) use codec::{RING_LABEL, generation, pod_number};
 pub(crate) use driver::{Driver, Inputs, State};
 #[cfg(any(test, fuzzing))]
 pub(crate) use fuzz::leases;
+pub(crate) use published::Board;
+pub use published::Texts;
 pub(crate) use requests::Requests;

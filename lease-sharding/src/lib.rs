@@ -68,4 +68,5 @@ mod sharding;
 #[cfg(test)]
 mod simulation;
 
+pub use lease::Texts;
 pub use sharding::{Builder, End, JoinError, Pod, Sharding};

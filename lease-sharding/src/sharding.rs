@@ -4,7 +4,7 @@ use crate::{
     clock::Clock,
     guard::{Guard, Ledger},
     keys::{Key, Keyspace},
-    lease::{self, Driver, Inputs, RING_LABEL, Requests, State},
+    lease::{self, Board, Driver, Inputs, RING_LABEL, Requests, State, Texts},
     metrics::Metrics,
     partitions::PartitionSet,
     placement::{Placement, Roster},
@@ -18,7 +18,7 @@ use kube::{
     runtime::reflector::{ObjectRef, Store},
 };
 use prometheus_client::registry::Registry;
-use std::{fmt::Debug, sync::Arc};
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -81,8 +81,9 @@ pub enum End {
     Superseded,
 }
 
-/// What a member is to be; see [`Sharding::builder`].
-#[derive(Debug)]
+/// What a member is to be; see [`Sharding::builder`]. Clones share their metrics: of several, one at
+/// a time may be a member.
+#[derive(Clone, Debug)]
 #[must_use]
 pub struct Builder {
     config: kube::Config,
@@ -133,7 +134,9 @@ impl Builder {
         let clock = self.metrics.clock().clone();
         let names = (&*self.ring, member.clone(), self.template.as_str().into());
         let namespace = self.pod.namespace.clone();
-        let requests = Requests::new(self.config, &namespace, names, &timing, clock.clone())
+        let board = Arc::new(Board::default());
+        let around = (clock.clone(), board.clone());
+        let requests = Requests::new(self.config, &namespace, names, &timing, around)
             .map_err(JoinError::Client)?;
         let leases = requests.list().await;
         let leases = leases.map_err(|source| JoinError::List { namespace, source })?;
@@ -165,7 +168,7 @@ impl Builder {
         let (sender, end) = watch::channel(None);
         let inputs = Inputs { ended, leave: leave.clone() };
         tokio::spawn(async move { sender.send_replace(Some(driver.run(inputs).await)) });
-        let shared = Shared { ledger, keys: self.keys, leave, end };
+        let shared = Shared { ledger, board, keys: self.keys, leave, end };
         Ok(Sharding { shared: Arc::new(shared) })
     }
 
@@ -219,6 +222,7 @@ pub struct Sharding {
 #[derive(Debug)]
 struct Shared {
     ledger: Arc<Ledger>,
+    board: Arc<Board>,
     keys: Keyspace,
     leave: CancellationToken,
     end: watch::Receiver<Option<End>>,
@@ -299,6 +303,22 @@ impl Sharding {
             let objects = store.state().into_iter().filter(ours);
             stream::iter(objects.map(|object| ObjectRef::from_obj(&*object)).collect::<Vec<_>>())
         })
+    }
+
+    /// Publishes a text under a name to all members, with the next renewal, in place of what was
+    /// under that name. It stays until the member leaves; a new process publishes nothing yet.
+    ///
+    /// For what members have to know of each other beside ownership, such as which version of a
+    /// secret each has taken up. All of it is in one annotation of the Lease: keep it small.
+    pub fn publish(&self, name: &str, text: &str) {
+        self.shared.board.publish(name, text);
+    }
+
+    /// What every member publishes, as this one has seen it, and the changes of that. Members that
+    /// have left are not in it. One that was taken for dead is, if it published anything, until its
+    /// Lease is forgotten ([`TimingConfig::forget`]): it may be alive, and cut off.
+    pub fn published(&self) -> watch::Receiver<BTreeMap<MemberName, Texts>> {
+        self.shared.board.all()
     }
 
     /// Gives everything away, for SIGTERM. Work under way has [`PATIENCE`](crate::guard::PATIENCE)

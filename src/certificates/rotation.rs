@@ -18,103 +18,11 @@
 
 use super::{Authority, AuthorityError, Certificate, Damage, Leaf};
 use jiff::Timestamp;
-use std::time::Duration;
+use lifetimes::later;
 
-/// How long things live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lifetimes {
-    ca: Duration,
-    leaf: Duration,
-    soak: Duration,
-}
+mod lifetimes;
 
-/// Lifetimes by which leaves would expire, or be refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LifetimesError {
-    /// Leaves would end with their CA instead of being renewed.
-    #[error(
-        "a CA's life of {ca:?} is too short for leaves of {leaf:?}: it is replaced in its last third, which must hold a leaf's life and twice the soak of {soak:?}"
-    )]
-    Authority {
-        /// The CA's life.
-        ca: Duration,
-        /// The leaf's life.
-        leaf: Duration,
-        /// The soak.
-        soak: Duration,
-    },
-    /// A leaf could expire while its successor waits.
-    #[error(
-        "a leaf's life of {leaf:?} is too short: it is renewed after half of it, which must hold the soak of {soak:?}"
-    )]
-    Leaf {
-        /// The leaf's life.
-        leaf: Duration,
-        /// The soak.
-        soak: Duration,
-    },
-    /// Certificates count whole seconds.
-    #[error("a soak of {soak:?} is too short: certificates count whole seconds")]
-    Soak {
-        /// The soak.
-        soak: Duration,
-    },
-}
-
-impl Default for Lifetimes {
-    /// A CA for a year, leaves for a week, a soak of two minutes.
-    fn default() -> Self {
-        let day = Duration::from_hours(24);
-        Self { ca: 365 * day, leaf: 7 * day, soak: Duration::from_mins(2) }
-    }
-}
-
-impl Lifetimes {
-    /// Lives of a CA and of a leaf, and for how long a new CA has to be in the bundles before it
-    /// signs: longer than an API server may lag behind, and than the replicas' clocks may differ.
-    ///
-    /// # Errors
-    /// If they do not fit into each other.
-    pub fn new(ca: Duration, leaf: Duration, soak: Duration) -> Result<Self, LifetimesError> {
-        if soak < Duration::from_secs(1) {
-            return Err(LifetimesError::Soak { soak });
-        }
-        if leaf < soak.saturating_mul(2) {
-            return Err(LifetimesError::Leaf { leaf, soak });
-        }
-        if ca / 3 < leaf.saturating_add(soak.saturating_mul(2)) {
-            return Err(LifetimesError::Authority { ca, leaf, soak });
-        }
-        Ok(Self { ca, leaf, soak })
-    }
-
-    /// A CA's life.
-    #[must_use]
-    pub fn ca(&self) -> Duration {
-        self.ca
-    }
-
-    /// A leaf's life.
-    #[must_use]
-    pub fn leaf(&self) -> Duration {
-        self.leaf
-    }
-
-    /// How long a new CA is in the bundles before it signs.
-    #[must_use]
-    pub fn soak(&self) -> Duration {
-        self.soak
-    }
-
-    /// When the last leaf is dead that was signed by a CA replaced at `now`.
-    fn outlived(&self, now: Timestamp) -> Timestamp {
-        later(now, self.leaf.saturating_add(self.soak))
-    }
-}
-
-fn later(at: Timestamp, by: Duration) -> Timestamp {
-    at.saturating_add(by).unwrap_or(at)
-}
+pub use lifetimes::{Lifetimes, LifetimesError};
 
 /// What all replicas share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,8 +97,9 @@ pub struct Seen<'a> {
     pub serving: Option<&'a Leaf>,
     /// Whether a new CA is asked for.
     pub rotate: bool,
-    /// Name of the CA of which every live replica is known to serve a leaf. Old CAs then go at once
-    /// instead of when their leaves are dead.
+    /// Name of the CA of which every replica that may serve is known to serve a leaf. Old CAs then
+    /// go a soak after the switch instead of when their leaves are dead. The soak is for replicas
+    /// that have left and finish what they were asked, and for new ones that have said nothing yet.
     pub everyone_serves: Option<&'a str>,
 }
 
@@ -300,7 +209,10 @@ pub fn step(
     };
     let mut state = stored.clone();
     let everyone = seen.everyone_serves.is_some_and(|ca| ca == state.ca().name);
-    state.old.retain(|old| !everyone && now < old.until.min(old.certificate.not_after));
+    state.old.retain(|old| {
+        let until = if everyone { lifetimes.soaked(old) } else { old.until };
+        now < until.min(old.certificate.not_after)
+    });
     protect(&mut state, seen, now, lifetimes);
     replace_expired(&mut state, now, lifetimes)?;
     if state.next.is_none() && (seen.rotate || is_due(state.ca(), now, lifetimes)) {
@@ -308,6 +220,19 @@ pub fn step(
     }
     advance(&mut state, seen, now, lifetimes);
     Ok((state != *stored).then_some(state))
+}
+
+/// Whether what is due can't wait for the one replica whose duty it is, as this one could not serve
+/// meanwhile: nothing is stored from which to serve, or its own leaf is not, or will not be,
+/// trusted. Every step may be made by any replica; which is to make the others only spares
+/// conflicts.
+#[must_use]
+pub fn is_urgent(seen: &Seen<'_>, now: Timestamp) -> bool {
+    let Ok(Some(state)) = seen.stored else { return true };
+    let leaf = seen.serving.filter(|leaf| leaf.is_valid(now));
+    let ca = leaf.map_or(state.ca(), |leaf| &leaf.issuer);
+    let kept = state.trusted().any(|trusted| trusted == ca);
+    state.active.is_expired(now) || !kept || !seen.is_trusted(ca)
 }
 
 /// A CA is replaced in the last third of its life; and when its life has not begun, since a clock
@@ -427,7 +352,8 @@ pub fn look_again(
     let soaked = soaked.filter_map(|ca| Some(later(ca.trusted_since?, lifetimes.soak)));
     let ageing = state.ca().not_after.saturating_sub(lifetimes.ca / 3).ok();
     let due = soaked.chain(ageing).chain(serving.map(|leaf| leaf.renew_at));
-    due.chain(state.old.iter().map(|old| old.until)).filter(|at| now < *at).min()
+    let old = state.old.iter().flat_map(|old| [lifetimes.soaked(old), old.until]);
+    due.chain(old).filter(|at| now < *at).min()
 }
 
 #[cfg(test)]

@@ -2,10 +2,13 @@
 
 use super::{
     allowed::AllowedArgs,
+    sharding::ShardingArgs,
     webhook::{Ended, Surroundings, WebhookArgs},
 };
 use crate::{
     controller::{self, Clients},
+    membership,
+    names::OPERATOR,
     plan::Settings,
     readiness::Readiness,
     server::{self, BindAddress},
@@ -14,8 +17,11 @@ use crate::{
 };
 use anyhow::Context as _;
 use clap::Args;
+use futures::FutureExt as _;
+use http::header::USER_AGENT;
 use jiff::Timestamp;
 use kube::{Client, Config};
+use prometheus_client::registry::Registry;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -63,6 +69,8 @@ pub(super) struct Run {
     allowed: AllowedArgs,
     #[command(flatten)]
     webhook: WebhookArgs,
+    #[command(flatten)]
+    sharding: ShardingArgs,
     /// How log lines look.
     #[arg(long, env = "KSM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -98,13 +106,21 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {
-    let config = Config::infer()
+    let mut config = Config::infer()
         .await
         .context("cannot find a cluster: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
     let settings = args.settings();
     let allowed = args.allowed.allowed();
     let (requests, certificates) = (webhook::Metrics::default(), CertificateMetrics::default());
-    let metrics = Metrics::with(|registry| {
+    let pod = args.sharding.pod();
+    let name = pod.name.clone();
+    // Says in an audit log which replica it was.
+    let agent = format!("{OPERATOR}/{} ({name})", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, agent.parse().context("--pod-name cannot be a name")?));
+    let member = args.sharding.builder(config.clone(), pod)?;
+    let mut sharding = Registry::default();
+    let member = member.metrics(&mut sharding);
+    let metrics = Metrics::with(sharding, |registry| {
         requests.register(registry);
         certificates.register(registry);
     });
@@ -123,19 +139,23 @@ async fn run(args: Run) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?settings, "started");
     #[expect(clippy::disallowed_methods, reason = "the one place where the clock is handed out")]
     let clock = Timestamp::now;
-    let (view, controller) = controller::controller(
-        clients(config.clone())?,
+    let (membership, member) = membership::membership(&name, member);
+    let joined = readiness.wait_for("the list of the replicas' Leases");
+    let around = controller::Surroundings {
+        clients: clients(config.clone())?,
+        membership: membership.clone(),
         settings,
-        allowed.clone(),
+        allowed: allowed.clone(),
         clock,
         metrics,
-        &readiness,
-        &stop,
-    );
+        readiness: &readiness,
+    };
+    let (view, controller) = controller::controller(around, &stop);
     let idle = CancellationToken::new();
     let webhook = args.webhook.start(Surroundings {
         config,
         view,
+        membership,
         allowed,
         clock,
         readiness: &readiness,
@@ -147,7 +167,12 @@ async fn run(args: Run) -> anyhow::Result<()> {
     // Not before all parts have said what they wait for: until then nothing seems to be waited for.
     let health =
         tokio::spawn(server::serve(health, server::health(readiness.clone()), servers.clone()));
-    run_both(controller, webhook, &idle).await?;
+    // The work is handed over while the controller ends, and both before the webhook does.
+    let work = async {
+        let controller = controller.map(Ok::<_, membership::Error>);
+        tokio::try_join!(controller, member.run(joined, stop.clone())).map(drop)
+    };
+    run_both(work, webhook, &idle).await?;
     servers.cancel();
     health.await??;
     scrape.await??;
@@ -155,20 +180,20 @@ async fn run(args: Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The controller, and the webhook until it has ended after it. The webhook has no reason to end
-/// before, so the process ends with its error.
+/// The controller's work, and the webhook until it has ended after it. The webhook has no reason to
+/// end before, so the process ends with its error.
 async fn run_both(
-    controller: impl Future<Output = ()>,
+    work: impl Future<Output = Result<(), membership::Error>>,
     webhook: Option<Ended>,
     idle: &CancellationToken,
 ) -> anyhow::Result<()> {
     let Some(mut webhook) = webhook else {
-        controller.await;
-        return Ok(());
+        return Ok(work.await?);
     };
     let ended = tokio::select! {
         ended = &mut webhook => ended,
-        () = controller => {
+        worked = work => {
+            worked?;
             idle.cancel();
             webhook.await
         }

@@ -6,6 +6,7 @@ use crate::{
     allowed::Allowed,
     certificates::rotation::Lifetimes,
     controller::View,
+    membership::Membership,
     names::webhook_server_name,
     readiness::Readiness,
     server::BindAddress,
@@ -106,6 +107,7 @@ pub(super) struct WebhookArgs {
 pub(super) struct Surroundings<'a> {
     pub(super) config: Config,
     pub(super) view: View,
+    pub(super) membership: Membership,
     pub(super) allowed: Allowed,
     pub(super) clock: fn() -> Timestamp,
     pub(super) readiness: &'a Readiness,
@@ -129,7 +131,7 @@ impl WebhookArgs {
         }
         let lifetimes = Lifetimes::new(self.ca_lifetime, self.cert_lifetime, self.ca_soak)
             .context("--webhook-ca-lifetime, --webhook-cert-lifetime and --webhook-ca-soak do not fit together")?;
-        let Surroundings { config, view, allowed, clock, drain, stop, .. } = around;
+        let Surroundings { config, view, membership, allowed, clock, drain, stop, .. } = around;
         // Until this is met, what the certificates require has been added.
         let ready = around.readiness.require("the webhook's server");
         let (readiness, metrics) = (around.readiness.clone(), around.metrics);
@@ -151,6 +153,7 @@ impl WebhookArgs {
             let part = SelfManaged {
                 calls: clients.calls,
                 watches: clients.watches,
+                membership,
                 serving,
                 lifetimes,
                 clock,

@@ -1,5 +1,6 @@
 //! From changes to writes, one by one and without choices.
 
+use super::{Error, is_refused};
 use crate::{
     names::{LABEL_NAME, LABEL_SCALE, OPERATOR},
     observed::is_owned_by,
@@ -16,11 +17,18 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 /// Makes the changes in their order. After a failure, the rest of its [`Group`] is left for the
-/// next plan.
+/// next plan. After a refusal of the client, everything is: the KSMScale may be another replica's.
 ///
 /// # Cancel safety
 /// Each write stands for itself: stopping between two leaves a state that can be planned from.
-pub(super) async fn apply(client: &Client, metrics: &Metrics, changes: &[Change]) -> Outcome {
+///
+/// # Errors
+/// [`Error::NotOurs`] and no other.
+pub(super) async fn apply(
+    client: &Client,
+    metrics: &Metrics,
+    changes: &[Change],
+) -> Result<Outcome, Error> {
     let mut outcome = Outcome::default();
     let mut broken: BTreeSet<Group> = BTreeSet::new();
     for change in changes {
@@ -28,6 +36,9 @@ pub(super) async fn apply(client: &Client, metrics: &Metrics, changes: &[Change]
             continue;
         }
         let result = write(client, change).await;
+        if result.as_ref().is_err_and(is_refused) {
+            return Err(Error::NotOurs);
+        }
         metrics.changed(label(change), result.is_ok());
         match result {
             Ok(()) => {
@@ -40,7 +51,7 @@ pub(super) async fn apply(client: &Client, metrics: &Metrics, changes: &[Change]
             }
         }
     }
-    outcome
+    Ok(outcome)
 }
 
 fn label(change: &Change) -> &'static str {

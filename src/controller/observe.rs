@@ -1,5 +1,7 @@
 //! All reads of a reconcile. They go to the API server, not to a cache: what was just written is
 //! seen, and a pod that is just being deleted does not count as serving.
+//!
+//! The client is the reconcile's, behind the guard of its KSMScale.
 
 use super::{Context, Error};
 use crate::{
@@ -15,7 +17,7 @@ use k8s_openapi::api::{
     rbac::v1::ClusterRoleBinding,
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, ListParams},
 };
 use serde_json::Value;
@@ -29,9 +31,9 @@ pub(super) struct Stored {
 }
 
 /// Reads the KSMScale. `None` if it is gone or going.
-pub(super) async fn stored(ctx: &Context, name: &str) -> Result<Option<Stored>, Error> {
+pub(super) async fn stored(client: &Client, name: &str) -> Result<Option<Stored>, Error> {
     let api: Api<DynamicObject> =
-        Api::all_with(ctx.client.clone(), &ApiResource::erase::<KSMScale>(&()));
+        Api::all_with(client.clone(), &ApiResource::erase::<KSMScale>(&()));
     let object = api.get_opt(name).await.map_err(read("KSMScale"))?;
     Ok(object.filter(|object| object.meta().deletion_timestamp.is_none()).map(|object| Stored {
         generation: object.meta().generation.unwrap_or_default(),
@@ -42,16 +44,23 @@ pub(super) async fn stored(ctx: &Context, name: &str) -> Result<Option<Stored>, 
 }
 
 /// Reads everything that the plan for `scale` looks at.
-pub(super) async fn observe(ctx: &Context, scale: &Scale) -> Result<Observed, Error> {
+pub(super) async fn observe(
+    ctx: &Context,
+    client: &Client,
+    scale: &Scale,
+) -> Result<Observed, Error> {
     let nodes = match &*ctx.nodes.borrow() {
         Count::Known(nodes) => *nodes,
         Count::Unknown(why) => return Err(Error::NodesUnknown(why.clone())),
     };
-    let (namespace, pods, budgets) =
-        tokio::try_join!(namespace(ctx, &scale.namespace), pods(ctx, scale), budgets(ctx, scale))?;
+    let (namespace, pods, budgets) = tokio::try_join!(
+        namespace(client, &scale.namespace),
+        pods(ctx, client, scale),
+        budgets(client, scale)
+    )?;
     let others = others(ctx, scale);
     let mut seen = Observed { nodes, namespace, pods, budgets, others, ..Default::default() };
-    match access(ctx, scale, &mut seen).await {
+    match access(ctx.settings.manage_access, client, scale, &mut seen).await {
         // Without these rights pods can still be made (R63).
         Err(Error::Read { source: kube::Error::Api(status), .. }) if status.is_forbidden() => {
             seen.access_fault = Some(status.message);
@@ -61,8 +70,8 @@ pub(super) async fn observe(ctx: &Context, scale: &Scale) -> Result<Observed, Er
     Ok(seen)
 }
 
-async fn namespace(ctx: &Context, name: &str) -> Result<NamespaceState, Error> {
-    let api: Api<Namespace> = Api::all(ctx.client.clone());
+async fn namespace(client: &Client, name: &str) -> Result<NamespaceState, Error> {
+    let api: Api<Namespace> = Api::all(client.clone());
     let namespace = api.get_opt(name).await.map_err(read("namespace"))?;
     Ok(match namespace {
         None => NamespaceState::Missing,
@@ -73,7 +82,7 @@ async fn namespace(ctx: &Context, name: &str) -> Result<NamespaceState, Error> {
 
 /// Our pods (R29), in the spec's namespace and wherever the watch has seen some. That the watch
 /// may lag does no harm: when it catches up, the pod brings us back here.
-async fn pods(ctx: &Context, scale: &Scale) -> Result<Vec<ObservedPod>, Error> {
+async fn pods(ctx: &Context, client: &Client, scale: &Scale) -> Result<Vec<ObservedPod>, Error> {
     let labels = format!("{LABEL_NAME}={KUBE_STATE_METRICS},{LABEL_SCALE}={}", scale.name);
     let known = ctx.pods.state();
     let of_scale = known.iter().filter(|pod| pod.labels().get(LABEL_SCALE) == Some(&scale.name));
@@ -81,7 +90,7 @@ async fn pods(ctx: &Context, scale: &Scale) -> Result<Vec<ObservedPod>, Error> {
     namespaces.insert(scale.namespace.clone());
     let mut pods = Vec::new();
     for namespace in namespaces {
-        let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
+        let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
         let list = api.list(&ListParams::default().labels(&labels)).await.map_err(read("pods"))?;
         let ours = |pod: &&Pod| is_owned_by(pod.meta().owner_references.as_ref(), &scale.uid);
         pods.extend(list.items.iter().filter(ours).map(ObservedPod::new));
@@ -89,9 +98,9 @@ async fn pods(ctx: &Context, scale: &Scale) -> Result<Vec<ObservedPod>, Error> {
     Ok(pods)
 }
 
-async fn budgets(ctx: &Context, scale: &Scale) -> Result<Vec<PodDisruptionBudget>, Error> {
+async fn budgets(client: &Client, scale: &Scale) -> Result<Vec<PodDisruptionBudget>, Error> {
     let labels = format!("{LABEL_SCALE}={}", scale.name);
-    let api: Api<PodDisruptionBudget> = Api::all(ctx.client.clone());
+    let api: Api<PodDisruptionBudget> = Api::all(client.clone());
     let list = api.list(&ListParams::default().labels(&labels)).await;
     let mut budgets = list.map_err(read("PodDisruptionBudgets"))?.items;
     budgets.retain(|b| is_owned_by(b.meta().owner_references.as_ref(), &scale.uid));
@@ -102,7 +111,7 @@ async fn budgets(ctx: &Context, scale: &Scale) -> Result<Vec<PodDisruptionBudget
     if matches!(&scale.mode, Mode::Sharded(s) if s.max_unavailable.is_some())
         && !budgets.iter().any(there)
     {
-        let api: Api<PodDisruptionBudget> = Api::namespaced(ctx.client.clone(), &scale.namespace);
+        let api: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), &scale.namespace);
         budgets.extend(api.get_opt(&name).await.map_err(read("PodDisruptionBudget"))?);
     }
     Ok(budgets)
@@ -110,11 +119,16 @@ async fn budgets(ctx: &Context, scale: &Scale) -> Result<Vec<PodDisruptionBudget
 
 /// ServiceAccounts and bindings of the operator's making, and those that stand where it would
 /// make some.
-async fn access(ctx: &Context, scale: &Scale, seen: &mut Observed) -> Result<(), Error> {
+async fn access(
+    manage: bool,
+    client: &Client,
+    scale: &Scale,
+    seen: &mut Observed,
+) -> Result<(), Error> {
     let made_by_us = ListParams::default().labels(&format!("{LABEL_MANAGED_BY}={OPERATOR}"));
-    if ctx.settings.manage_access {
-        let accounts: Api<ServiceAccount> = Api::all(ctx.client.clone());
-        let bindings: Api<ClusterRoleBinding> = Api::all(ctx.client.clone());
+    if manage {
+        let accounts: Api<ServiceAccount> = Api::all(client.clone());
+        let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
         let (found, list) = tokio::join!(accounts.list(&made_by_us), bindings.list(&made_by_us));
         seen.service_accounts = found.map_err(read("ServiceAccounts"))?.items;
         seen.service_accounts.retain(|account| account.name_any() == KUBE_STATE_METRICS);
@@ -128,7 +142,7 @@ async fn access(ctx: &Context, scale: &Scale, seen: &mut Observed) -> Result<(),
         }
     }
     if crate::plan::access::account_in(seen, &scale.namespace).is_none() {
-        let accounts: Api<ServiceAccount> = Api::namespaced(ctx.client.clone(), &scale.namespace);
+        let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &scale.namespace);
         let account = accounts.get_opt(KUBE_STATE_METRICS).await;
         seen.service_accounts.extend(account.map_err(read("ServiceAccount"))?);
     }

@@ -1,5 +1,6 @@
 //! Writes the status and the Events, if there is anything new to say.
 
+use super::is_refused;
 use crate::{
     api::{KSMScale, KSMScaleStatus},
     names::OPERATOR,
@@ -66,8 +67,10 @@ pub(super) async fn events(client: &Client, name: &str, uid: &str, notes: Vec<No
             action: note.action.to_owned(),
             secondary: None,
         };
-        if let Err(error) = recorder.publish(&event, &regarding).await {
-            tracing::warn!(%error, reason = event.reason, "event not sent");
+        match recorder.publish(&event, &regarding).await {
+            Err(error) if is_refused(&error) => return,
+            Err(error) => tracing::warn!(%error, reason = event.reason, "event not sent"),
+            Ok(_) => {}
         }
     }
 }

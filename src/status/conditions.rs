@@ -104,7 +104,7 @@ fn degraded(inputs: &Inputs<'_>) -> Fact {
     let yes = |reason: &dyn fmt::Display, message: String| {
         Fact::new("Degraded", true, reason.to_string(), message)
     };
-    let Inputs { scale, seen, plan, outcome, settings, now } = *inputs;
+    let Inputs { scale, seen, plan, outcome, settings, now, .. } = *inputs;
     if let Some((reason, message)) = namespace_fault(scale, seen) {
         return yes(&reason, message);
     }

@@ -55,7 +55,8 @@ fn status_after(
     now: Timestamp,
 ) -> (KSMScaleStatus, Vec<events::Note>) {
     let (plan, settings) = (plan(scale, seen, now, &settings()), settings());
-    let inputs = Inputs { scale, seen, plan: &plan, outcome, settings: &settings, now };
+    let settings = &settings;
+    let inputs = Inputs { scale, seen, plan: &plan, outcome, settings, owner: "pod-a", now };
     let new = status(old, &inputs);
     let notes = notes(old, &new, &inputs);
     assert_described(&new);
@@ -226,7 +227,7 @@ fn a_spec_that_is_not_valid_is_told_and_leaves_the_rest_of_the_status() {
     let old = status_of(&KSMScaleStatus::default(), &valid, &seen);
     let bad = json!({"metadata": {"name": "x"}, "spec": {"nodesPerMonitor": 3, "namespace": "A"}});
     let violations = validate(&bad).unwrap_err();
-    let new = rejected(&old, 8, &violations, NOW + 1.minute());
+    let new = rejected(&old, "pod-a", 8, &violations, NOW + 1.minute());
     let degraded = condition(&new, "Degraded");
     assert_eq!((&*degraded.status, &*degraded.reason), ("True", "InvalidSpec"));
     for field in ["spec.nodesPerMonitor", "spec.namespace"] {
@@ -234,7 +235,7 @@ fn a_spec_that_is_not_valid_is_told_and_leaves_the_rest_of_the_status() {
     }
     assert_eq!((new.desired_replicas, new.phase), (old.desired_replicas, old.phase));
     assert_eq!(condition(&new, "Available"), condition(&old, "Available"));
-    assert_eq!(rejected(&new, 8, &violations, NOW + 2.minutes()), new);
+    assert_eq!(rejected(&new, "pod-a", 8, &violations, NOW + 2.minutes()), new);
 }
 
 #[test]

@@ -58,6 +58,13 @@ impl ConditionMetrics {
         self.count(name, Vec::new());
     }
 
+    /// Forgets all but these.
+    pub(super) fn retain(&self, ours: &dyn Fn(&str) -> bool) {
+        let lock = || self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost: Vec<_> = lock().keys().filter(|name| !ours(name)).cloned().collect();
+        lost.iter().for_each(|name| self.forget(name));
+    }
+
     fn count(&self, name: &str, now: Vec<ConditionLabels>) {
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         for labels in &now {
@@ -111,7 +118,7 @@ mod tests {
         assert_eq!(counts(), [1, 1]);
         metrics.observed("a", &degraded("False"));
         assert_eq!(counts(), [0, 2]);
-        metrics.forget("a");
+        metrics.retain(&|name| name == "b");
         metrics.forget("never seen");
         assert_eq!(counts(), [0, 1]);
     }

@@ -3,11 +3,18 @@
 
 use super::condition_metrics::ConditionMetrics;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
+    metrics::{
+        MetricType, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram,
+    },
     registry::{Registry, Unit},
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 /// What a reconcile failed at.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -29,26 +36,74 @@ pub struct Metrics {
     duration: Histogram,
     errors: Family<ErrorLabels, Counter>,
     changes: Family<ChangeLabels, Counter>,
-    /// Nodes in the cluster, as the node watch knows it.
-    pub nodes: Gauge,
-    /// Pods of all KSMScales.
-    pub managed_pods: Gauge,
-    /// KSMScales.
-    pub scales: Gauge,
     /// KSMScales by their conditions.
     pub conditions: ConditionMetrics,
+    source: Arc<OnceLock<Source>>,
+}
+
+/// How much there is, as far as it is for this replica to tell: the sum over replicas is right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// KSMScales that this replica works on.
+    pub scales: usize,
+    /// Their pods.
+    pub pods: usize,
+    /// Nodes in the cluster, if this replica is the one that tells.
+    pub nodes: Option<u32>,
+}
+
+/// Who knows. It is asked at each scrape: what is this replica's can change at any time.
+struct Source {
+    ours: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    totals: Box<dyn Fn() -> Totals + Send + Sync>,
+}
+
+struct TotalsCollector(Arc<OnceLock<Source>>);
+
+impl fmt::Debug for TotalsCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TotalsCollector")
+    }
+}
+
+impl Collector for TotalsCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Totals { scales, pods, nodes } =
+            self.0.get().map(|source| (source.totals)()).unwrap_or_default();
+        let gauges = [
+            ("nodes", "Nodes in the cluster, told by one replica", nodes.map(i64::from)),
+            (
+                "managed_pods",
+                "kube-state-metrics pods of the KSMScales that this replica works on",
+                Some(i64::try_from(pods).unwrap_or(i64::MAX)),
+            ),
+            (
+                "ksmscales",
+                "KSMScales that this replica works on",
+                Some(i64::try_from(scales).unwrap_or(i64::MAX)),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let sample = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            if let Some(value) = value {
+                ConstGauge::new(value).encode(sample)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::with(|_| {})
+        Self::with(Registry::default(), |_| {})
     }
 }
 
 impl Metrics {
-    /// With those that other parts of the process `register`.
-    pub fn with(register: impl FnOnce(&mut Registry)) -> Self {
-        let mut registry = Registry::with_prefix("ksm_scale_operator");
+    /// With those in `all`, which go by their own names, and those that other parts of the process
+    /// `register` under the operator's prefix.
+    pub fn with(mut all: Registry, register: impl FnOnce(&mut Registry)) -> Self {
+        let registry = all.sub_registry_with_prefix("ksm_scale_operator");
         // From a no-op on a near API server to a change of 40 pods on a slow one.
         let buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
         let metrics = Self {
@@ -56,12 +111,10 @@ impl Metrics {
             duration: Histogram::new(buckets),
             errors: Family::default(),
             changes: Family::default(),
-            nodes: Gauge::default(),
-            managed_pods: Gauge::default(),
-            scales: Gauge::default(),
             conditions: ConditionMetrics::default(),
+            source: Arc::default(),
         };
-        let Self { duration, errors, changes, nodes, managed_pods, scales, .. } = metrics.clone();
+        let Self { duration, errors, changes, source, .. } = metrics.clone();
         registry.register_with_unit(
             "reconcile_duration",
             "Duration of reconciles",
@@ -78,12 +131,10 @@ impl Metrics {
             "Writes to the cluster, by what was done and how it ended",
             changes,
         );
-        registry.register("nodes", "Nodes in the cluster", nodes);
-        registry.register("managed_pods", "kube-state-metrics pods of all KSMScales", managed_pods);
-        registry.register("ksmscales", "KSMScale objects", scales);
-        metrics.conditions.register(&mut registry);
-        register(&mut registry);
-        Self { registry: Arc::new(registry), ..metrics }
+        registry.register_collector(Box::new(TotalsCollector(source)));
+        metrics.conditions.register(registry);
+        register(registry);
+        Self { registry: Arc::new(all), ..metrics }
     }
 }
 
@@ -94,6 +145,16 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
+    /// From now on, `totals` tells how much there is, and `ours` whether this replica works on the
+    /// KSMScale of a name. Only the first call counts.
+    pub fn count(
+        &self,
+        ours: impl Fn(&str) -> bool + Send + Sync + 'static,
+        totals: impl Fn() -> Totals + Send + Sync + 'static,
+    ) {
+        let _ = self.source.set(Source { ours: Box::new(ours), totals: Box::new(totals) });
+    }
+
     /// Records one reconcile. `error` is what it failed at.
     pub fn reconciled(&self, took: Duration, error: Option<&'static str>) {
         self.duration.observe(took.as_secs_f64());
@@ -111,6 +172,9 @@ impl Metrics {
     /// The text of `/metrics`, in OpenMetrics format.
     #[must_use]
     pub fn text(&self) -> String {
+        if let Some(Source { ours, .. }) = self.source.get() {
+            self.conditions.retain(&**ours);
+        }
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = encode(&mut text, &self.registry);
@@ -120,7 +184,7 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use super::Metrics;
+    use super::{Metrics, Totals};
     use std::time::Duration;
 
     #[test]
@@ -128,7 +192,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.reconciled(Duration::from_millis(20), Some("apply"));
         metrics.changed("create_pod", true);
-        metrics.nodes.set(4);
+        metrics.count(|_| true, || Totals { scales: 2, pods: 6, nodes: Some(4) });
         let text = metrics.text();
         for line in [
             "ksm_scale_operator_reconcile_duration_seconds_count 1",
@@ -136,8 +200,8 @@ mod tests {
             "ksm_scale_operator_reconcile_errors_total{kind=\"apply\"} 1",
             "ksm_scale_operator_changes_total{change=\"create_pod\",result=\"success\"} 1",
             "ksm_scale_operator_nodes 4",
-            "ksm_scale_operator_managed_pods 0",
-            "ksm_scale_operator_ksmscales 0",
+            "ksm_scale_operator_managed_pods 6",
+            "ksm_scale_operator_ksmscales 2",
             "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in\n{text}");

@@ -1,6 +1,9 @@
 //! Certificates without cert-manager (T2): one CA in one Secret for all replicas, a leaf for each in
 //! its memory, and `caBundle` in both webhook configurations.
 //!
+//! One replica has the [duty](Duty::WebhookCa) to make the steps that are due. What another one needs in
+//! order to serve, it does by itself: the duty spares conflicts, and nothing is wrong without it.
+//!
 //! Watches only wake. What is decided from is read anew, the configurations before the Secret,
 //! which is what [`rotation`] rests on.
 
@@ -15,6 +18,7 @@ use crate::{
         rotation::{self, Lifetimes, Phase, Seen, State},
         server_names,
     },
+    membership::{Duty, Membership, Published},
     names::{
         CA_SECRET, OPERATOR_NAMESPACE, WEBHOOK_CONFIGURATION, WEBHOOK_SERVICE, webhook_server_name,
     },
@@ -35,6 +39,7 @@ use kube::{
         watcher::{self, watcher},
     },
 };
+use lease_sharding::guard::Refused;
 use serde::de::DeserializeOwned;
 use std::{fmt::Debug, panic::AssertUnwindSafe, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +53,12 @@ const TICK: Duration = Duration::from_secs(30);
 /// After a failure, doubled up to [`TICK`] with each one more.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// After a write that was refused because the duty may be another replica's.
+const REFUSED: Duration = Duration::from_secs(1);
+
+/// Under which name a replica publishes the name of the CA of its leaf.
+const SERVES: &str = "webhook-ca";
+
 /// After somebody else was faster.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -57,6 +68,8 @@ pub struct SelfManaged {
     pub calls: Client,
     /// For watches, which stay open for minutes.
     pub watches: Client,
+    /// Whose the duty is, and what others serve.
+    pub membership: Membership,
     /// Where the leaf is put.
     pub serving: Serving,
     /// How long certificates live.
@@ -80,6 +93,8 @@ enum Error {
     SetBundle(#[source] kube::Error),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    #[error("the duty went to another replica")]
+    Lost,
     #[error("a defect in the operator: {0}")]
     Panic(String),
 }
@@ -114,7 +129,8 @@ impl SelfManaged {
 
 impl Replica {
     async fn run(mut self) {
-        let mut wakes = std::pin::pin!(wakes(&self.part.watches));
+        let news = self.part.membership.news(Duty::WebhookCa);
+        let mut wakes = std::pin::pin!(wakes(&self.part.watches, news));
         loop {
             let wait = self.look().await.min(TICK);
             // However long a failure backs off, a leaf is renewed and its end told in time.
@@ -140,7 +156,7 @@ impl Replica {
             let (begin, end) = (leaf.pair.not_before, leaf.pair.not_after);
             self.requirement.unmet(&format!("it is {now}, and it is valid from {begin} to {end}"));
         }
-        let result = AssertUnwindSafe(self.pass(now)).catch_unwind().await;
+        let result = AssertUnwindSafe(self.guarded_pass(now)).catch_unwind().await;
         let error = match result {
             Ok(Ok(wait)) => {
                 self.failures = 0;
@@ -148,6 +164,10 @@ impl Replica {
             }
             Ok(Err(Error::StoreSecret(e) | Error::SetBundle(e))) if is_conflict(&e) => {
                 return AGAIN;
+            }
+            Ok(Err(Error::Lost)) => return REFUSED,
+            Ok(Err(Error::StoreSecret(e) | Error::SetBundle(e))) if Refused::of(&e).is_some() => {
+                return REFUSED;
             }
             Ok(Err(error)) => error,
             Err(panic) => Error::Panic(panic_text(&*panic)),
@@ -164,16 +184,27 @@ impl Replica {
         RETRY.saturating_mul(1 << (self.failures - 1).min(16)).min(TICK)
     }
 
-    /// Reads, decides, and makes the one step that is due.
-    async fn pass(&mut self, begun: Timestamp) -> Result<Duration, Error> {
-        let client = self.part.calls.clone();
+    /// A pass, under the guard of the duty if it is this replica's.
+    async fn guarded_pass(&mut self, begun: Timestamp) -> Result<Duration, Error> {
+        let Some(guard) = self.part.membership.guard_of_duty(Duty::WebhookCa) else {
+            return self.pass(begun, None).await;
+        };
+        let client = guard.client(&self.part.calls);
+        guard.run(self.pass(begun, Some(client))).await.unwrap_or(Err(Error::Lost))
+    }
+
+    /// Reads, decides, and makes the one step that is due: through `duty`'s client if it is this
+    /// replica's to make, and otherwise only if it can't wait.
+    async fn pass(&mut self, begun: Timestamp, duty: Option<Client>) -> Result<Duration, Error> {
+        let calls = self.part.calls.clone();
         let configurations =
-            configurations::read(&client).await.map_err(Error::ReadConfigurations)?;
-        let found = secret::read(&client).await.map_err(Error::ReadSecret)?;
+            configurations::read(&calls).await.map_err(Error::ReadConfigurations)?;
+        let found = secret::read(&calls).await.map_err(Error::ReadSecret)?;
         let now = (self.part.clock)();
         if let Ok(Some(state)) = &found.state {
             self.remembered = Some(state.clone());
         }
+        let published = self.part.membership.published();
         let live: Vec<_> = configurations.iter().flat_map(Configuration::bundles).collect();
         let seen = Seen {
             stored: found.state.as_ref().map(Option::as_ref),
@@ -181,10 +212,11 @@ impl Replica {
             live: &live,
             serving: self.leaf.as_ref(),
             rotate: found.rotate(),
-            everyone_serves: None,
+            everyone_serves: everyone_serves(&published),
         };
         let next = rotation::step(&seen, now, &self.part.lifetimes);
         let due = rotation::leaf_is_due(&seen, now, &self.part.lifetimes);
+        let urgent = rotation::is_urgent(&seen, now);
         if let Ok(Some(state)) = &found.state {
             // First, so that a Secret that cannot be written stops no renewal.
             if due {
@@ -192,8 +224,13 @@ impl Replica {
             }
             self.tell(state, &configurations, now);
         }
+        let looks_again = found.state.as_ref().ok().and_then(Option::as_ref).and_then(|state| {
+            rotation::look_again(state, self.leaf.as_ref(), now, &self.part.lifetimes)
+        });
+        let wait = looks_again.map_or(TICK, |at| self.left_until(at));
+        let Some(client) = duty.or_else(|| urgent.then_some(calls)) else { return Ok(wait) };
         if let Some(next) = next? {
-            return self.store(found, &next, begun).await;
+            return self.store(&client, found, &next, begun).await;
         }
         // `step` wants nothing only of a state that is there.
         let Ok(Some(state)) = &found.state else { return Ok(TICK) };
@@ -201,17 +238,15 @@ impl Replica {
         let bundle = state.bundle();
         let sets = configurations.iter().map(|configuration| configuration.set(&client, &bundle));
         let sets = future::join_all(sets).await.into_iter().collect::<Result<Vec<_>, _>>();
-        if sets.map_err(Error::SetBundle)?.contains(&true) {
-            return Ok(AGAIN);
-        }
-        let at = rotation::look_again(state, self.leaf.as_ref(), now, &self.part.lifetimes);
-        Ok(at.map_or(TICK, |at| self.left_until(at)))
+        let written = sets.map_err(Error::SetBundle)?.contains(&true);
+        Ok(if written { AGAIN } else { wait })
     }
 }
 
 impl Replica {
     async fn store(
         &self,
+        client: &Client,
         found: secret::Found,
         next: &State,
         begun: Timestamp,
@@ -224,7 +259,7 @@ impl Replica {
             // The machine slept in between: what was seen is no ground for a new Secret.
             return Ok(AGAIN);
         }
-        found.store(&self.part.calls, next).await.map_err(Error::StoreSecret)?;
+        found.store(client, next).await.map_err(Error::StoreSecret)?;
         tracing::info!(phase = next.phase().as_str(), ca = ?next.active, next = ?next.next, "CA state stored");
         if self.remembered.as_ref().is_none_or(|before| before.generation < next.generation) {
             self.part.metrics.renewed(true);
@@ -250,6 +285,7 @@ impl Replica {
         metrics.phase(state.phase().as_str(), Phase::ALL.map(Phase::as_str));
         let Some(leaf) = &self.leaf else { return };
         metrics.not_after("leaf", leaf.pair.not_after);
+        self.part.membership.publish(SERVES, &leaf.issuer.name);
         let verified = self.verify(leaf, state, configurations, now);
         metrics.in_sync(verified.is_ok());
         match verified {
@@ -277,10 +313,21 @@ impl Replica {
     }
 }
 
+/// The CA that everybody serves, if they all say the same.
+fn everyone_serves(published: &Published) -> Option<&str> {
+    let mut said = published.values().map(|texts| texts.get(SERVES).map(String::as_str));
+    let first = said.next()??;
+    said.all(|ca| ca == Some(first)).then_some(first)
+}
+
 /// One item for each event that may ask for a pass.
-fn wakes(client: &Client) -> impl Stream<Item = ()> + Send + use<> {
+fn wakes<S>(client: &Client, news: S) -> impl Stream<Item = ()> + Send + use<S>
+where
+    S: Stream<Item = ()> + Send + 'static,
+{
     let secrets = Api::namespaced(client.clone(), OPERATOR_NAMESPACE);
     stream::select_all([
+        news.boxed(),
         events::<Secret>(secrets, CA_SECRET).boxed(),
         events::<MutatingWebhookConfiguration>(Api::all(client.clone()), WEBHOOK_CONFIGURATION)
             .boxed(),

@@ -151,7 +151,9 @@ fn assert_all_known(proxy: &FaultProxy) {
     let watched =
         |k: &String| WATCHED.iter().any(|p| *k == format!("GET {p}") || *k == format!("WATCH {p}"));
     let known = [CALLS, SHARED_CALLS, FIRST_CALLS].concat();
-    let made: BTreeSet<_> = proxy.requests().iter().map(kind).collect();
+    // Calls about the own Lease fail in `sharding`.
+    let requests = proxy.requests();
+    let made: BTreeSet<_> = requests.iter().filter(|r| !r.is_lease()).map(kind).collect();
     let unknown: Vec<_> =
         made.iter().filter(|k| !known.contains(&k.as_str()) && !watched(k)).collect();
     assert!(unknown.is_empty(), "calls that no fault is tried at: {unknown:#?}");

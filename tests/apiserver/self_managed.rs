@@ -7,23 +7,26 @@ use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use ksm_scale_operator::{
     certificates::rotation::{Lifetimes, Phase, State},
+    membership::membership,
     names::*,
     readiness::Readiness,
     telemetry::certificate_metrics::CertificateMetrics,
     webhook::{SelfManaged, Serving},
 };
 use kube::{
-    Api, Client,
+    Api, Client, Config,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
     core::GroupVersionKind,
 };
+use lease_sharding::{Pod, Sharding, protocol::TimingConfig};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,6 +34,8 @@ use tokio::{task::AbortHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 mod faults;
+
+static RINGS: AtomicU64 = AtomicU64::new(0);
 
 const KINDS: [&str; 2] = ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"];
 
@@ -53,17 +58,36 @@ struct Replica {
 }
 
 impl Replica {
-    fn start(client: Client, lifetimes: Lifetimes, clock: fn() -> Timestamp) -> Self {
+    /// Each has the duty, in a ring of its own: no step may be wrong if several make it.
+    fn start(
+        world: &World,
+        client: Client,
+        lifetimes: Lifetimes,
+        clock: fn() -> Timestamp,
+    ) -> Self {
         let (serving, readiness) = (Serving::default(), Readiness::default());
+        let ring = format!("ring-{}", RINGS.fetch_add(1, Ordering::Relaxed));
+        let name = "replica".to_owned();
+        let pod = Pod { name: name.clone(), namespace: OPERATOR_NAMESPACE.into(), uid: name };
+        let ring = Sharding::builder(world.config.clone(), &ring, pod);
+        let (membership, member) = membership("replica", ring.timing(TimingConfig::FAST));
+        let joined = readiness.wait_for("the ring");
         let part = SelfManaged {
             calls: client.clone(),
             watches: client,
+            membership,
             serving: serving.clone(),
             lifetimes,
             clock,
             metrics: CertificateMetrics::default(),
         };
-        let task = tokio::spawn(part.run(&readiness, CancellationToken::new())).abort_handle();
+        let part = part.run(&readiness, CancellationToken::new());
+        let member = member.run(joined, CancellationToken::new());
+        let task = tokio::spawn(async move {
+            let ((), member) = tokio::join!(part, member);
+            member.expect("a member for ever");
+        });
+        let task = task.abort_handle();
         Self { serving, readiness, task }
     }
 
@@ -90,6 +114,8 @@ impl Drop for Replica {
 /// A control plane with both webhook configurations, as somebody else would apply them.
 struct World {
     cluster: Cluster,
+    /// An administrator's.
+    config: Config,
 }
 
 impl World {
@@ -102,7 +128,11 @@ impl World {
     }
 
     async fn without_configurations() -> Self {
-        Self { cluster: Cluster::start(0).await }
+        let cluster = Cluster::start(0).await;
+        let kubeconfig = Kubeconfig::read_from(cluster.plane.kubeconfig()).expect("a kubeconfig");
+        let options = KubeConfigOptions::default();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("it fits");
+        Self { cluster, config }
     }
 
     fn configurations(&self, kind: &str) -> Api<DynamicObject> {
@@ -172,7 +202,7 @@ impl World {
     }
 
     async fn replica(&self) -> Replica {
-        Replica::start(self.client().await, quick(), now)
+        Replica::start(self, self.client().await, quick(), now)
     }
 
     async fn annotate(&self) {
@@ -249,7 +279,7 @@ async fn t2_replicas_that_start_at_once_share_one_ca_and_then_write_nothing() {
         let world = World::start().await;
         let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
         let client = world.client_via(&proxy).await;
-        let start = |_| Replica::start(client.clone(), Lifetimes::default(), now);
+        let start = |_| Replica::start(&world, client.clone(), Lifetimes::default(), now);
         let replicas: Vec<_> = (0..number).map(start).collect();
         for replica in &replicas {
             replica.until_ready().await;
@@ -267,7 +297,7 @@ async fn t2_replicas_that_start_at_once_share_one_ca_and_then_write_nothing() {
         }
         // Whoever starts now finds everything as it should be.
         proxy.reset_log();
-        let late = Replica::start(client.clone(), Lifetimes::default(), now);
+        let late = Replica::start(&world, client.clone(), Lifetimes::default(), now);
         late.until_ready().await;
         let writes: Vec<_> = proxy.requests().into_iter().filter(|r| r.mutating).collect();
         assert!(writes.is_empty(), "{writes:#?}");
@@ -281,7 +311,7 @@ async fn w7_a_rotation_goes_on_wherever_a_replica_is_killed_and_no_call_is_lost(
     // The writes of a rotation: announce, two bundles, soak, switch, retire, two bundles.
     for writes in 1..=7 {
         let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
-        let victim = Replica::start(world.client_via(&proxy).await, quick(), now);
+        let victim = Replica::start(&world, world.client_via(&proxy).await, quick(), now);
         let victims_place = caller.calls(&victim);
         victim.until_ready().await;
         let before = world.until("a CA at rest", |s| s.phase() == Phase::Steady).await;

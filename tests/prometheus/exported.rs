@@ -5,13 +5,13 @@ use ksm_scale_operator::{
     telemetry::{certificate_metrics::CertificateMetrics, metrics::Metrics},
     webhook,
 };
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::registry::Registry;
 use std::time::Duration;
 
 /// The text of `/metrics`.
 pub(crate) fn exported() -> String {
     let (requests, certificates) = (webhook::Metrics::default(), CertificateMetrics::default());
-    let metrics = Metrics::with(|registry| {
+    let metrics = Metrics::with(sharding(), |registry| {
         requests.register(registry);
         certificates.register(registry);
     });
@@ -23,9 +23,7 @@ pub(crate) fn exported() -> String {
         certificates.not_after(certificate, jiff::Timestamp::UNIX_EPOCH);
     }
     certificates.phase("steady", ["steady"]);
-    let mut text = metrics.text().replace("# EOF\n", "");
-    encode(&mut text, &sharding()).expect("text");
-    text
+    metrics.text()
 }
 
 fn sharding() -> Registry {

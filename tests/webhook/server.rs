@@ -10,6 +10,7 @@ use ksm_scale_operator::{
     telemetry,
     webhook::{self, Limits, Metrics, Options, Server, Serving, TlsVersion},
 };
+use prometheus_client::registry::Registry;
 use std::{
     net::SocketAddr,
     sync::{
@@ -72,7 +73,9 @@ impl Webhook {
         let (readiness, known) = (Readiness::default(), Arc::new(AtomicBool::new(true)));
         let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let metrics = Metrics::default();
-        let telemetry = telemetry::metrics::Metrics::with(|registry| metrics.register(registry));
+        let telemetry = telemetry::metrics::Metrics::with(Registry::default(), |registry| {
+            metrics.register(registry);
+        });
 
         let mut config = kube::Config::new(apiserver.url.parse().unwrap());
         config.default_retry = false;

@@ -31,6 +31,15 @@ pub enum Refused {
     Late(Duration),
 }
 
+impl Refused {
+    /// The refusal in an error of a client that [`Guard::client`] made, if it is one.
+    #[must_use]
+    pub fn of(error: &kube::Error) -> Option<Self> {
+        let kube::Error::Service(error) = error else { return None };
+        error.downcast_ref().copied()
+    }
+}
+
 impl<S> Layer<S> for Fence {
     type Service = Fenced<S>;
 

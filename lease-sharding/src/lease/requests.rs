@@ -1,6 +1,9 @@
 //! Requests about Leases: each is made once and has a limit.
 
-use super::codec::{self, Template};
+use super::{
+    codec::{self, Template},
+    published::Board,
+};
 use crate::{
     clock::Clock,
     protocol::{self, Event, MemberName, Millis, Precondition, Record, Version, Write},
@@ -26,6 +29,7 @@ pub(crate) struct Requests {
     pub(super) ring: Arc<str>,
     pub(super) lease_time: Millis,
     pub(super) limit: Duration,
+    pub(super) board: Arc<Board>,
     member: MemberName,
     namespace: Arc<str>,
     template: Template,
@@ -42,7 +46,7 @@ impl Requests {
         namespace: &str,
         (ring, member, template): (&str, MemberName, Template),
         timing: &protocol::Timing,
-        clock: Clock,
+        (clock, board): (Clock, Arc<Board>),
     ) -> kube::Result<Self> {
         config.default_retry = false;
         config.write_timeout = None;
@@ -54,6 +58,7 @@ impl Requests {
             ring,
             lease_time,
             limit,
+            board,
             member,
             namespace,
             template,
@@ -105,6 +110,7 @@ impl Requests {
         if introduces {
             codec::introduce(&mut fields, &self.ring, &self.template, now);
         }
+        self.board.write(&mut fields, write.record.holder.is_none());
         let written = match write.on {
             Precondition::Absent => {
                 fields["metadata"]["name"] = name.as_str().into();

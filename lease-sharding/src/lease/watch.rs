@@ -1,7 +1,7 @@
 //! The Leases of the ring, as they change.
 
-use super::{codec, requests::Requests};
-use crate::protocol::Event;
+use super::{codec, published, published::Texts, requests::Requests};
+use crate::protocol::{Event, Lease, MemberName};
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1 as k8s;
 use kube::runtime::{
@@ -9,13 +9,20 @@ use kube::runtime::{
     utils::Backoff,
     watcher::{self, watcher},
 };
-use std::{pin::pin, time::Duration};
+use std::{collections::BTreeMap, pin::pin, time::Duration};
 use tokio::sync::mpsc;
 
 /// The watch is restored after this time. It is the only one of its process, so it can be short.
 const AGAIN: Duration = Duration::from_millis(500);
 
 struct Constant;
+
+/// A list that is not complete yet.
+#[derive(Default)]
+struct Listed {
+    leases: Vec<Lease>,
+    texts: BTreeMap<MemberName, Option<Texts>>,
+}
 
 impl Iterator for Constant {
     type Item = Duration;
@@ -37,7 +44,7 @@ pub(super) async fn watch(requests: Requests, news: mpsc::Sender<Event>) {
     while !news.is_closed() {
         let config = watcher::Config::default().labels(&requests.selector());
         let mut events = pin!(watcher(requests.api.clone(), config).backoff(Constant));
-        let (mut listed, mut failing) = (vec![], false);
+        let (mut listed, mut failing) = (Listed::default(), false);
         while let Ok(Some(event)) = tokio::time::timeout(patience, events.next()).await {
             tell(&event, &mut failing, &requests.ring);
             if let Some(event) = read(&requests, event, &mut listed)
@@ -54,15 +61,31 @@ pub(super) async fn watch(requests: Requests, news: mpsc::Sender<Event>) {
 fn read(
     requests: &Requests,
     event: watcher::Result<watcher::Event<k8s::Lease>>,
-    listed: &mut Vec<crate::protocol::Lease>,
+    listed: &mut Listed,
 ) -> Option<Event> {
     let lease = |lease| codec::read_other(&requests.ring, lease, requests.lease_time);
     match event {
-        Ok(watcher::Event::Init) => listed.clear(),
-        Ok(watcher::Event::InitApply(one)) => listed.extend(lease(&one)),
-        Ok(watcher::Event::InitDone) => return Some(Event::Listed(std::mem::take(listed))),
-        Ok(watcher::Event::Apply(one)) => return lease(&one).map(Event::Seen),
-        Ok(watcher::Event::Delete(one)) => return lease(&one).map(|l| Event::Gone(l.member)),
+        Ok(watcher::Event::Init) => *listed = Listed::default(),
+        Ok(watcher::Event::InitApply(one)) => {
+            let lease = lease(&one)?;
+            listed.texts.insert(lease.member.clone(), published::read(&one));
+            listed.leases.push(lease);
+        }
+        Ok(watcher::Event::InitDone) => {
+            let Listed { leases, texts } = std::mem::take(listed);
+            requests.board.list(texts);
+            return Some(Event::Listed(leases));
+        }
+        Ok(watcher::Event::Apply(one)) => {
+            let lease = lease(&one)?;
+            requests.board.see(lease.member.clone(), published::read(&one));
+            return Some(Event::Seen(lease));
+        }
+        Ok(watcher::Event::Delete(one)) => {
+            let Lease { member, .. } = lease(&one)?;
+            requests.board.see(member.clone(), None);
+            return Some(Event::Gone(member));
+        }
         Err(_) => {}
     }
     None

@@ -123,7 +123,7 @@ async fn t2_an_expired_ca_is_replaced_before_anybody_is_ready() {
     // Stopped for two hours, which is longer than the CA lives.
     let late = || now().saturating_add(Duration::from_hours(2)).expect("a time");
     let before = world.state().await.expect("a state");
-    let replica = Replica::start(world.client().await, quick(), late);
+    let replica = Replica::start(&world, world.client().await, quick(), late);
     replica.until_ready().await;
     let after = world.state().await.expect("a state");
     assert!(after.generation == before.generation + 1 && after.ca().is_valid(late()), "{after:?}");
@@ -140,7 +140,7 @@ async fn t2_a_clock_that_jumps_is_noticed_and_the_leaf_made_anew() {
         now().saturating_add(off).expect("a time")
     };
     let world = World::start().await;
-    let replica = Replica::start(world.client().await, Lifetimes::default(), clock);
+    let replica = Replica::start(&world, world.client().await, Lifetimes::default(), clock);
     replica.until_ready().await;
     for days in [40, -1] {
         let before = replica.leaf();
@@ -163,11 +163,11 @@ async fn t2_an_outage_of_the_api_server_changes_nothing_and_a_start_waits_for_it
     let world = World::start().await;
     let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
     let client = world.client_via(&proxy).await;
-    let replica = Replica::start(client.clone(), Lifetimes::default(), now);
+    let replica = Replica::start(&world, client.clone(), Lifetimes::default(), now);
     replica.until_ready().await;
     let leaf = replica.leaf();
     world.cluster.plane.stop_api_server().await.expect("an outage");
-    let starting = Replica::start(client, Lifetimes::default(), now);
+    let starting = Replica::start(&world, client, Lifetimes::default(), now);
     eventually("the one that starts says what it cannot read", SOON, || async {
         starting.readiness.check().err().filter(|text| text.contains("cannot read"))
     })
@@ -195,13 +195,13 @@ async fn t2_who_cannot_read_the_api_server_keeps_a_leaf_that_is_accepted_through
     let proxy = FaultProxy::start(&world.cluster.plane).await.expect("a proxy");
     let s = Duration::from_secs;
     let lifetimes = Lifetimes::new(s(3_600), s(30), s(2)).expect("lifetimes");
-    let deaf = Replica::start(world.client_via(&proxy).await, lifetimes, now);
+    let deaf = Replica::start(&world, world.client_via(&proxy).await, lifetimes, now);
     deaf.until_ready().await;
     let caller = Caller::start(&world);
     caller.calls(&deaf);
     let leaf = deaf.leaf();
     proxy.fail(|_| true, Fault::status(503));
-    let other = Replica::start(world.client().await, lifetimes, now);
+    let other = Replica::start(&world, world.client().await, lifetimes, now);
     caller.calls(&other);
     other.until_ready().await;
     world.annotate().await;

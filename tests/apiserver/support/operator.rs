@@ -2,7 +2,7 @@
 
 use super::SOON;
 use devcluster::{
-    ControlPlane, Process, eventually,
+    ControlPlane, Process, Signal, eventually,
     probe::{free_address, http_get},
 };
 use std::{
@@ -10,16 +10,27 @@ use std::{
     process::ExitStatus,
 };
 
+/// Times of [`TimingConfig::FAST`](lease_sharding::protocol::TimingConfig::FAST).
+const SHARDING: [(&str, &str); 5] = [
+    ("--pod-name", "operator"),
+    ("--pod-uid", "operator"),
+    ("--sharding-lease-duration", "6s"),
+    ("--sharding-renew-deadline", "4s"),
+    ("--sharding-renew-interval", "1s"),
+];
+
 /// The operator's process.
 pub struct Operator {
     process: Process,
+    name: String,
     health: String,
     metrics: String,
     log: PathBuf,
 }
 
 impl Operator {
-    /// Starts it without waiting for anything.
+    /// Starts it without waiting for anything. Unless `args` say otherwise it is the one replica
+    /// there is, whose container is restarted if it was there before: it goes on at once.
     pub async fn spawn(plane: &ControlPlane, kubeconfig: &Path, args: &[&str]) -> Self {
         let (health, metrics) = (free_address().await, free_address().await);
         let (health, metrics) = (health.expect("a port"), metrics.expect("a port"));
@@ -39,11 +50,18 @@ impl Operator {
         if !args.contains(&"--webhook") {
             all.extend(["--webhook", "off"]);
         }
+        for (flag, default) in SHARDING {
+            if !args.iter().any(|arg| arg.starts_with(flag)) {
+                all.extend([flag, default]);
+            }
+        }
         all.extend(args);
+        let name = all.iter().skip_while(|arg| **arg != "--pod-name").nth(1);
+        let name = name.map(|name| (*name).to_owned()).expect("a name");
         let env = [("KUBECONFIG", kubeconfig)];
         let process =
             Process::spawn("operator", env!("CARGO_BIN_EXE_ksm-scale-operator"), all, env, &log);
-        Self { process: process.expect("the operator starts"), health, metrics, log }
+        Self { process: process.expect("the operator starts"), name, health, metrics, log }
     }
 
     /// Starts it and waits until it is ready.
@@ -73,6 +91,16 @@ impl Operator {
     pub async fn ask(&self, path: &str) -> Option<(u16, String)> {
         let address = if path == "/metrics" { &self.metrics } else { &self.health };
         http_get(address, path).await.ok()
+    }
+
+    /// The pod's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// SIGSTOP or SIGCONT, for example.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal).expect("a running process");
     }
 
     /// SIGKILL.

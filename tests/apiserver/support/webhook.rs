@@ -69,7 +69,12 @@ impl<'c> Webhooks<'c> {
 
     async fn spawn_as(&self, kubeconfig: &Path, args: &[&str]) -> Replica {
         let address = devcluster::probe::free_address().await.expect("a port");
+        // No two replicas are one pod.
+        let name = format!("webhook-{}", address.rsplit(':').next().unwrap_or_default());
         let mut all = vec!["--webhook-bind-address", &address];
+        if !args.contains(&"--pod-name") {
+            all.extend(["--pod-name", &name, "--pod-uid", &name]);
+        }
         if !args.contains(&"--webhook") {
             all.extend(["--webhook", "self-managed"]);
         }

@@ -67,6 +67,10 @@ pub(super) struct World {
     versions: u64,
     secret: (u64, Content),
     rotate: bool,
+    /// Whether replicas tell each other which CA they serve.
+    pub(super) acknowledges: bool,
+    /// Who makes what can wait; `None`: everybody.
+    pub(super) duty: Option<usize>,
     bundles: [Bundle; 2],
     past: Vec<Past>,
     pub(super) replicas: Vec<Replica>,
@@ -82,6 +86,8 @@ impl World {
             versions: 0,
             secret: (0, Ok(None)),
             rotate: false,
+            acknowledges: false,
+            duty: None,
             bundles: [bundle(), bundle()],
             past: Vec::new(),
             replicas: (0..replicas).map(|_| Replica::default()).collect(),
@@ -181,6 +187,7 @@ impl World {
         let (now, lifetimes) = (at(now), lifetimes());
         let Some((_, content)) = &pass.stored else { return };
         let live: Vec<_> = pass.live.iter().map(|(_, bundle)| bundle.clone()).collect();
+        let everyone_serves = self.everyone_serves().filter(|_| self.acknowledges);
         let replica = &mut self.replicas[r];
         if let Ok(Some(state)) = content {
             replica.remembered = Some(state.clone());
@@ -192,10 +199,11 @@ impl World {
             live: &live,
             serving: serving.as_ref(),
             rotate: self.rotate,
-            everyone_serves: None,
+            everyone_serves: everyone_serves.as_deref(),
         };
         let next = step(&seen, now, &lifetimes).unwrap();
         let due = leaf_is_due(&seen, now, &lifetimes);
+        let acts = self.duty.is_none_or(|duty| duty == r) || is_urgent(&seen, now);
         if let Ok(Some(state)) = content {
             if due {
                 let names = vec!["webhook.monitoring.svc".to_owned()];
@@ -208,6 +216,9 @@ impl World {
                     leaf.issuer != *state.ca() || state.is_established(now, &lifetimes);
                 replica.ready = established && live.iter().all(|b| b.contains(&leaf.issuer));
             }
+        }
+        if !acts {
+            return;
         }
         if let Some(next) = next {
             pass.writes = vec![Write::Store(Box::new(next))];
@@ -245,6 +256,13 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What all replicas serve. One that crashed says nothing until it serves again.
+    fn everyone_serves(&self) -> Option<String> {
+        let mut said = self.replicas.iter().map(|r| r.leaf.as_ref().map(|l| &l.issuer.name));
+        let first = said.next()??;
+        said.all(|ca| ca == Some(first)).then(|| first.clone())
     }
 
     /// The replicas that are ready, with what they serve.
