@@ -174,6 +174,23 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// From now on the API server writes down every write of a user, with its answer: one
+    /// `audit.k8s.io/v1` Event in JSON for each line of the file that is returned. Restarts it.
+    pub async fn audit(&self, user: &str) -> Result<PathBuf> {
+        let verbs = ["create", "update", "patch", "delete"];
+        let policy = serde_json::json!({
+            "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+            "rules": [
+                {"level": "RequestResponse", "users": [user], "verbs": verbs},
+                {"level": "None"},
+            ],
+        });
+        fs::write(&self.layout.audit_policy, policy.to_string())?;
+        self.stop_api_server().await?;
+        self.start_api_server().await?;
+        Ok(self.layout.audit_log.clone())
+    }
+
     /// Returns an error as soon as one of the processes has ended by itself, and never otherwise.
     /// An API server that was stopped on purpose is fine.
     pub async fn watch_over(&self) -> Result<()> {

@@ -23,6 +23,7 @@ mod rotations;
 mod scaling;
 mod self_managed;
 mod served;
+mod sharding;
 mod stored;
 mod stuck;
 mod support;

@@ -21,6 +21,8 @@ pub(super) struct Layout {
     pub(super) server_key: PathBuf,
     pub(super) account_key: PathBuf,
     pub(super) account_public_key: PathBuf,
+    pub(super) audit_policy: PathBuf,
+    pub(super) audit_log: PathBuf,
     pub(super) server_port: u16,
     etcd_port: u16,
     etcd_peer_port: u16,
@@ -37,6 +39,8 @@ impl Layout {
             server_key: dir.join("server.key"),
             account_key: dir.join("service-account.key"),
             account_public_key: dir.join("service-account.pub"),
+            audit_policy: dir.join("audit.yaml"),
+            audit_log: dir.join("audit.log"),
             server_port,
             etcd_port,
             etcd_peer_port,
@@ -71,7 +75,7 @@ pub(super) fn etcd(layout: &Layout, program: &Path) -> Result<Process> {
 }
 
 pub(super) fn api_server(layout: &Layout, program: &Path) -> Result<Process> {
-    let args = [
+    let mut args = vec![
         format!("--etcd-servers=http://127.0.0.1:{}", layout.etcd_port),
         // Keeps servers apart that meet at the same etcd because a port changed hands.
         format!("--etcd-prefix=/{}", layout.server_port),
@@ -95,6 +99,10 @@ pub(super) fn api_server(layout: &Layout, program: &Path) -> Result<Process> {
         "--enable-priority-and-fairness=false".to_owned(),
         "--profiling=false".to_owned(),
     ];
+    if layout.audit_policy.exists() {
+        args.push(format!("--audit-policy-file={}", layout.audit_policy.display()));
+        args.push(format!("--audit-log-path={}", layout.audit_log.display()));
+    }
     layout.spawn("kube-apiserver", program, &args)
 }
 

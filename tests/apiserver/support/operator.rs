@@ -113,6 +113,13 @@ impl Operator {
         self.process.terminate(SOON).await.expect("the operator stops")
     }
 
+    /// Waits until it ends by itself. What it ended with, and its log.
+    pub async fn ended(mut self) -> (ExitStatus, String) {
+        let ended = tokio::time::timeout(SOON, self.process.wait()).await;
+        let status = ended.expect("it ends").expect("a status");
+        (status, self.log())
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
