@@ -89,15 +89,15 @@ fn enter() -> oneshot::Receiver<()> {
 
 /// The operator first: it has to stop properly while there is still an API server.
 async fn take_down(stage: &mut Stage, report: &Report) -> Result<()> {
-    if let Some(operator) = &mut stage.operator {
-        let begun = Instant::now();
-        let status = operator.process.terminate(SOON).await?;
-        ensure!(status.success(), "SIGTERM ended the operator with {status}");
-        let took = seconds(begun.elapsed());
-        report.paragraph(&format!(
-            "The operator stopped on SIGTERM after {took}; now the control plane goes, with its data."
-        ));
+    let begun = Instant::now();
+    for replica in &mut stage.replicas {
+        let status = replica.process.terminate(SOON).await?;
+        ensure!(status.success(), "SIGTERM ended {} with {status}", replica.name);
     }
+    let took = seconds(begun.elapsed());
+    report.paragraph(&format!(
+        "The replicas stopped on SIGTERM, one after the other, within {took}; now the control plane goes, with its data."
+    ));
     Ok(())
 }
 

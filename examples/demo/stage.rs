@@ -3,7 +3,7 @@
 use crate::{report::Report, witness::Witness};
 use anyhow::{Context as _, Result, bail, ensure};
 use devcluster::{
-    ControlPlane, Process, eventually,
+    Balancer, ControlPlane, Process, eventually,
     probe::{free_address, http_get},
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -16,6 +16,7 @@ use ksm_scale_operator::{
 use kube::{Api, Client, api::ListParams};
 use std::{
     fmt,
+    net::SocketAddr,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -31,20 +32,26 @@ const POLL: Duration = Duration::from_millis(50);
 /// kube-state-metrics, which first has to fill its caches.
 const SETTLE: &str = "2s";
 
+/// How long a replica that says nothing more keeps its work. The default is 15 s.
+pub const LEASE: &str = "6s";
+
 pub struct Stage {
     pub plane: ControlPlane,
     pub client: Client,
     /// It listens while others act on the same stage.
     pub witness: Mutex<Witness>,
-    /// Where the operator serves its webhooks.
-    pub webhook: String,
-    pub operator: Option<Operator>,
+    /// Stands for the Service in front of the webhooks.
+    pub balancer: Balancer,
+    pub replicas: Vec<Replica>,
 }
 
-/// The operator's process.
-pub struct Operator {
+/// A process of the operator.
+pub struct Replica {
+    pub name: String,
     pub process: Process,
     pub metrics: String,
+    health: String,
+    webhook: SocketAddr,
 }
 
 /// A KSMScale as its status and its pods show it.
@@ -83,7 +90,7 @@ impl Stage {
 
     /// Applies the webhooks' configurations, and a Service that leads here.
     pub async fn install_webhooks(&self, report: &Report) -> Result<()> {
-        let (_, port) = self.webhook.rsplit_once(':').context("an address has a port")?;
+        let port = self.balancer.address().port();
         let service = format!(
             "{{apiVersion: v1, kind: Service, metadata: {{name: {WEBHOOK_SERVICE}, namespace: {OPERATOR_NAMESPACE}}}, spec: {{type: ExternalName, externalName: localhost, ports: [{{port: {port}}}]}}}}"
         );
@@ -97,34 +104,62 @@ impl Stage {
         self.kubectl(report, &format!("apply -f {}", file.display())).await.map(drop)
     }
 
-    /// Starts the operator under its own ServiceAccount, and waits until it is ready.
-    pub async fn start_operator(&mut self, report: &Report, binary: &Path) -> Result<()> {
+    /// Starts a replica of the operator under its own ServiceAccount.
+    pub async fn start_replica(
+        &mut self,
+        report: &Report,
+        binary: &Path,
+        name: &str,
+    ) -> Result<()> {
         let account = self.plane.service_account_kubeconfig("monitoring", "ksm-scale-operator");
         let kubeconfig = account.await?;
-        let (health, metrics) = (free_address().await?, free_address().await?);
+        let (health, metrics, webhook) =
+            (free_address().await?, free_address().await?, free_address().await?);
         let args = [
+            ["--pod-name", name],
             ["--health-probe-bind-address", &health],
             ["--metrics-bind-address", &metrics],
+            ["--webhook-bind-address", &webhook],
             ["--settle-time", SETTLE],
-            ["--webhook-bind-address", &self.webhook],
-            // Short, so that a whole rotation can be shown. There is nobody to wait for at the end.
+            // Short, so that a takeover and a whole rotation can be shown.
+            ["--sharding-lease-duration", LEASE],
+            ["--sharding-renew-deadline", "4s"],
+            ["--sharding-renew-interval", "1s"],
             ["--webhook-ca-soak", "2s"],
             ["--webhook-cert-lifetime", "20s"],
+            // There is nobody to wait for at the end.
             ["--lame-duck", "0s"],
         ];
         report.command(&format!("ksm-scale-operator run {}", args.concat().join(" ")));
         let args = ["run"].into_iter().chain(args.into_iter().flatten());
-        let log = self.plane.dir().join("operator.log");
-        let process =
-            Process::spawn("operator", binary, args, [("KUBECONFIG", &kubeconfig)], &log)?;
-        let operator = self.operator.insert(Operator { process, metrics });
-        let ready = eventually("/readyz of the operator says ok", SOON, async || {
-            (http_get(&health, "/readyz").await.ok()?.0 == 200).then_some(())
-        });
-        tokio::select! {
-            ready = ready => ready,
-            ended = operator.process.wait() => bail!("the operator ended: {}", ended?),
+        let log = self.plane.dir().join(format!("{name}.log"));
+        let process = Process::spawn(name, binary, args, [("KUBECONFIG", &kubeconfig)], &log)?;
+        let webhook = webhook.parse()?;
+        self.replicas.push(Replica { name: name.to_owned(), process, metrics, health, webhook });
+        Ok(())
+    }
+
+    /// Waits until all replicas are ready, and lets the webhooks' Service lead to them.
+    pub async fn until_ready(&mut self) -> Result<()> {
+        for replica in &mut self.replicas {
+            let ready = eventually("/readyz of the operator says ok", SOON, async || {
+                (http_get(&replica.health, "/readyz").await.ok()?.0 == 200).then_some(())
+            });
+            tokio::select! {
+                ready = ready => ready?,
+                ended = replica.process.wait() => bail!("{} ended: {}", replica.name, ended?),
+            }
+            self.balancer.add(replica.webhook);
         }
+        Ok(())
+    }
+
+    /// SIGKILL to a replica.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        let at = self.replicas.iter().position(|replica| replica.name == name);
+        let mut replica = self.replicas.swap_remove(at.context("there is no such replica")?);
+        self.balancer.withdraw(replica.webhook);
+        replica.process.kill().map(drop)
     }
 
     /// Looks at a KSMScale until it is as wanted. The error tells what it was like at last.
@@ -168,9 +203,9 @@ impl Stage {
 
     /// For a step that failed: the end of the operator's log, and where all logs are.
     pub fn explain(&self, report: &Report) {
-        if let Some(operator) = &self.operator {
-            report.paragraph("The end of the operator's log:");
-            report.output(&operator.process.log_tail(40));
+        for replica in &self.replicas {
+            report.paragraph(&format!("The end of the log of {}:", replica.name));
+            report.output(&replica.process.log_tail(20));
         }
         report.paragraph(&match self.plane.keep_logs() {
             Ok(kept) => {

@@ -6,20 +6,21 @@ use crate::{
     witness::{Summary, Witness},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use devcluster::{ControlPlane, Level, eventually, probe::free_address, tools};
+use devcluster::{Balancer, ControlPlane, Level, eventually, tools};
 use futures::TryStreamExt as _;
 use ksm_scale_operator::api::{KSMScale, Phase};
 use kube::{
     Api,
     runtime::{WatchStreamExt as _, watcher},
 };
-use std::path::Path;
+use std::{path::Path, time::Duration};
 use tokio::sync::Mutex;
 
 mod admission;
 mod drain;
+mod takeover;
 
-pub const STEPS: usize = 13;
+pub const STEPS: usize = 14;
 
 pub const INTRODUCTION: &str = "\
 ksm-scale-operator: a demo on a real Kubernetes control plane
@@ -30,6 +31,8 @@ ksm-scale-operator: a demo on a real Kubernetes control plane
 /// The non-sharded KSMScale of deploy/samples/development.yaml, and the sharded one of sharded.yaml.
 const DEVELOPMENT: &str = "dev-ksm";
 const SHARDED: &str = "test-sharded-ksm";
+
+const REPLICAS: [&str; 3] = ["operator-a", "operator-b", "operator-c"];
 
 /// Tells everything, and leaves the stage as it is at the end.
 pub async fn tell(report: &mut Report, operator: &Path) -> Result<Stage> {
@@ -59,6 +62,7 @@ async fn acts(report: &mut Report, stage: &mut Stage, operator: &Path) -> Result
     shards(report, stage).await?;
     more_shards(report, stage).await?;
     drain::drain(report, stage).await?;
+    takeover::takeover(report, stage).await?;
     bad_spec(report, stage).await?;
     admission::forbidden(report, stage).await?;
     admission::new_ca(report, stage, operator).await?;
@@ -77,8 +81,8 @@ async fn raise(report: &mut Report) -> Result<Stage> {
     let version = client.apiserver_version().await?.git_version;
     let witness = Mutex::new(Witness::start(client.clone()));
     report.passed(&format!("Kubernetes {version} at {}, 4 nodes Ready", plane.server_url()));
-    let webhook = free_address().await?;
-    Ok(Stage { plane, client, witness, webhook, operator: None })
+    let balancer = Balancer::start(Duration::ZERO).await?;
+    Ok(Stage { plane, client, witness, balancer, replicas: Vec::new() })
 }
 
 async fn install(report: &mut Report, stage: &Stage) -> Result<()> {
@@ -105,18 +109,22 @@ async fn install(report: &mut Report, stage: &Stage) -> Result<()> {
 
 async fn start_operator(report: &mut Report, stage: &mut Stage, operator: &Path) -> Result<()> {
     report.step(
-        "Start the operator as its own ServiceAccount",
-        "it is ready, with those rights and no others\n\
-         (with a settle time of 2 s, for pods that have nothing to load; the default is 30 s)",
+        "Start three replicas of the operator, under its own ServiceAccount",
+        "all are ready, with those rights and no others; they will share the work\n\
+         (with a settle time of 2 s, for pods that have nothing to load, and Leases of 6 s; the\n\
+         defaults are 30 s and 15 s)",
     );
-    stage.start_operator(report, operator).await?;
+    for name in REPLICAS {
+        stage.start_replica(report, operator, name).await?;
+    }
+    stage.until_ready().await?;
     for (verb, allowed) in [("list", true), ("delete", false)] {
         let account = "system:serviceaccount:monitoring:ksm-scale-operator";
         let question = format!("auth can-i {verb} nodes --as={account}");
         let (answer, _) = stage.try_kubectl(report, &question).await?;
         ensure!(answer == allowed, "the operator's right to {verb} nodes is not as it should be");
     }
-    report.passed("/readyz says ok; the operator may list nodes and not delete them");
+    report.passed("/readyz of all says ok; the operator may list nodes and not delete them");
     Ok(())
 }
 
@@ -285,7 +293,7 @@ pub async fn invite(stage: &Stage, report: &Report) -> Result<()> {
     stage
         .kubectl(report, "apply -f deploy/samples/development.yaml -f deploy/samples/sharded.yaml")
         .await?;
-    let operator = stage.operator.as_ref().context("the operator runs")?;
+    let operator = stage.replicas.first().context("the operator runs")?;
     let kubectl = tools::path(tools::Tool::Kubectl)?;
     let folder = kubectl.parent().context("kubectl is in a folder")?;
     report.paragraph(&format!(
