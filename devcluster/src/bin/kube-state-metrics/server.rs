@@ -25,9 +25,8 @@ use crate::store;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
-const OPEN_METRICS: &str =
-    "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=underscores";
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Clone, Copy)]
 enum Port {
@@ -97,7 +96,7 @@ async fn metrics(state: &State, request: &Request<Incoming>) -> Result<Response<
     let faults = state.faults.borrow().clone();
     tokio::time::sleep(Duration::from_millis(faults.slow)).await;
     let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
-    let open_metrics = accept.is_some_and(|accept| accept.contains("application/openmetrics-text"));
+    let open_metrics = accept.filter(|accept| accept.contains("application/openmetrics-text"));
     let query = request.uri().query().unwrap_or_default();
     let (only, without) = (listed(query, "resources"), listed(query, "exclude_resources"));
 
@@ -116,10 +115,12 @@ async fn metrics(state: &State, request: &Request<Incoming>) -> Result<Response<
             );
         }
     }
-    if open_metrics {
+    let mut kind = TEXT.to_owned();
+    if let Some(accept) = open_metrics {
         text.push_str("# EOF\n");
+        let asked = accept.split([';', ',']).find_map(|part| part.trim().strip_prefix("escaping="));
+        kind = format!("{OPEN_METRICS}; escaping={}", asked.unwrap_or("underscores"));
     }
-    let kind = if open_metrics { OPEN_METRICS } else { TEXT };
     let answer = Response::builder().header(header::CONTENT_TYPE, kind);
     Ok(answer.body(match faults.cut {
         None => whole(text),
