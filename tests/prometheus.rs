@@ -97,7 +97,7 @@ fn o6_every_family_is_deduplicated_by_a_rule_as_generated() {
 #[test]
 fn o6_the_monitors_name_labels_and_ports_that_are_there() {
     let text = read("deploy/prometheus/monitors.yaml");
-    let objects = text.split("---\n").map(|text| serde_saphyr::from_str::<Value>(text));
+    let objects = text.split("---\n").map(serde_saphyr::from_str::<Value>);
     let objects = objects.collect::<Result<Vec<_>, _>>().expect("YAML");
     let [service, operator, pods] = &objects[..] else { panic!("{} objects", objects.len()) };
     let deployment: Value =
