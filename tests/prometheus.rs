@@ -7,6 +7,7 @@
 mod exported;
 
 use exported::exported;
+use ksm_scale_operator::names::{LABEL_SCALE, LABEL_SHARD_ID};
 use regex::Regex;
 use serde_json::Value;
 use std::{
@@ -91,6 +92,37 @@ fn o6_every_family_is_deduplicated_by_a_rule_as_generated() {
         fs::write(file(DEDUPLICATION), &generated).expect("the file can be written");
     }
     assert!(read(DEDUPLICATION) == generated, "{DEDUPLICATION}: run `make update`");
+}
+
+#[test]
+fn o6_the_monitors_name_labels_and_ports_that_are_there() {
+    let text = read("deploy/prometheus/monitors.yaml");
+    let objects = text.split("---\n").map(serde_saphyr::from_str::<Value>);
+    let objects = objects.collect::<Result<Vec<_>, _>>().expect("YAML");
+    let [service, operator, pods] = &objects[..] else { panic!("{} objects", objects.len()) };
+    let deployment: Value =
+        serde_saphyr::from_str(&read("deploy/base/deployment.yaml")).expect("YAML");
+    let pod = &deployment["spec"]["template"];
+    let ports = &pod["spec"]["containers"][0]["ports"];
+    let names: Vec<_> = ports.as_array().expect("ports").iter().map(|port| &port["name"]).collect();
+    for (label, value) in service["spec"]["selector"].as_object().expect("a selector") {
+        assert_eq!(&pod["metadata"]["labels"][label], value);
+    }
+    assert!(names.contains(&&service["spec"]["ports"][0]["targetPort"]));
+    assert_eq!(operator["spec"]["selector"]["matchLabels"], service["metadata"]["labels"]);
+    assert_eq!(operator["spec"]["endpoints"][0]["port"], service["spec"]["ports"][0]["name"]);
+    let endpoints = pods["spec"]["podMetricsEndpoints"].as_array().expect("endpoints");
+    assert_eq!(endpoints[0]["honorLabels"], true, "labels are those of the objects");
+    for (endpoint, port) in endpoints.iter().zip(["http-metrics", "telemetry"]) {
+        assert_eq!(endpoint["port"], port);
+        let relabelings = endpoint["relabelings"].as_array().expect("relabelings");
+        for (label, target) in [(LABEL_SHARD_ID, "shard"), (LABEL_SCALE, "ksmscale")] {
+            let source = label.replace(['-', '.', '/'], "_");
+            let source = format!("__meta_kubernetes_pod_label_{source}");
+            let wanted = |r: &Value| r["sourceLabels"][0] == source && r["targetLabel"] == target;
+            assert!(relabelings.iter().any(wanted), "{port}: no {target} from {source}");
+        }
+    }
 }
 
 /// The spec of a PrometheusRule, which is what Prometheus itself reads.
