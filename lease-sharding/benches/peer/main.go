@@ -22,7 +22,7 @@ const (
 	lookups    = 100_000
 	samples    = 50
 	rebuilds   = 30
-	trials     = 20
+	trials     = 200
 )
 
 type name string
