@@ -99,6 +99,11 @@ fn ratio(count: usize, of: f64) -> f64 {
     count as f64 / of
 }
 
+/// A load in percent of the mean of 10 members.
+fn of_mean(load: usize, partitions: u32) -> f64 {
+    1_000.0 * ratio(load, f64::from(partitions))
+}
+
 fn member(number: u32) -> String {
     format!("operator-{:08x}", number.wrapping_mul(0x9e37_79b9))
 }
@@ -135,7 +140,7 @@ fn lookups<K: Sync>(keys: &[K], lookup: impl Fn(&K) + Sync) -> [f64; 3] {
         for key in keys.iter().cycle().take(LOOKUPS as usize) {
             lookup(black_box(key));
         }
-        cpu() - begun
+        cpu().saturating_sub(begun)
     };
     let mut used = Duration::MAX;
     let alone = (0..SAMPLES).map(|_| all()).min().unwrap_or_default();
@@ -151,7 +156,6 @@ fn lookups<K: Sync>(keys: &[K], lookup: impl Fn(&K) + Sync) -> [f64; 3] {
 }
 
 fn of_peer(report: &peer::Report) -> Figures {
-    let mean = 509.0 / 10.0;
     Figures {
         name: format!("Go {}", report.version),
         partitions: 509,
@@ -160,7 +164,7 @@ fn of_peer(report: &peer::Report) -> Figures {
         lookup_pair_cpu_ns: None,
         rebuild_us: report.rebuild_us,
         least_most_ns: report.least_most_ns,
-        least_most: report.loads.map(|load| 100.0 * load / mean),
+        least_most: report.loads.map(|load| of_mean(load, 509)),
         add_moves: report.add_moves.clone(),
         roll_moves: report.roll_moves.clone(),
     }
@@ -176,7 +180,7 @@ fn of_ring(compat: Compat, report: &peer::Report) -> Result<Figures> {
     ensure!(owners == report.owners, "other owners than {}", report.version);
     let extremes = || {
         let loads = || ten.loads().map(|(_, load)| load);
-        [loads().min(), loads().max()].map(|load| ratio(load.unwrap_or_default(), 1.0))
+        [loads().min(), loads().max()].map(Option::unwrap_or_default)
     };
     ensure!(extremes() == report.loads, "other loads than {}", report.version);
     let (mut add_moves, mut roll_moves) = (vec![], vec![]);
@@ -217,7 +221,7 @@ fn of_ring(compat: Compat, report: &peer::Report) -> Result<Figures> {
         lookup_pair_cpu_ns: Some(lookup_pair_cpu_ns),
         rebuild_us: rebuild.as_secs_f64() * 1e6,
         least_most_ns: finding.as_secs_f64() * 1e9,
-        least_most: extremes().map(|load| 100.0 * load / (509.0 / 10.0)),
+        least_most: extremes().map(|load| of_mean(load, ten.partitions())),
         add_moves,
         roll_moves,
     })
@@ -295,7 +299,7 @@ fn of_placement(name: &str, placement: Placement) -> Result<Figures> {
     let rebuild = fastest(|| drop(black_box(placement.place(fifty.partitions, &changed))));
     let extremes = || {
         let loads = || assignment.loads().map(|(_, load)| load);
-        [loads().min(), loads().max()].map(|load| ratio(load.unwrap_or_default(), 1.0))
+        [loads().min(), loads().max()].map(Option::unwrap_or_default)
     };
     let finding = fastest(|| {
         black_box(extremes());
@@ -329,7 +333,7 @@ fn of_placement(name: &str, placement: Placement) -> Result<Figures> {
         lookup_pair_cpu_ns: Some(lookup_pair_cpu_ns),
         rebuild_us: rebuild.as_secs_f64() * 1e6,
         least_most_ns: finding.as_secs_f64() * 1e9,
-        least_most: extremes().map(|load| 1_000.0 * load / f64::from(ten.partitions)),
+        least_most: extremes().map(|load| of_mean(load, ten.partitions)),
         add_moves,
         roll_moves,
     })
