@@ -13,8 +13,11 @@ use crate::{
 };
 use std::sync::Arc;
 
+/// Takes any input, and panics if a promise is broken.
+pub type Target = fn(&[u8]);
+
 /// Each by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
+pub const TARGETS: [(&str, Target); 4] =
     [("leases", leases), ("placement", placement), ("protocol", protocol), ("ring", ring)];
 
 /// What an input says; after its end, zeros.

@@ -99,7 +99,9 @@ impl Placement {
             Self::Sticky(load) => sticky::place(partitions, load, &members),
         };
         let mut loads = vec![0; members.len()];
-        owners.iter().for_each(|at| loads[*at] += 1);
+        for at in &owners {
+            loads[*at] += 1;
+        }
         Assignment { members, owners, loads }
     }
 

@@ -12,7 +12,11 @@ use lease_sharding::{
     },
     ring::{Compat, Error, Ring, RingConfig},
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 const PARTITIONS: u32 = 8;
 const LEASE: u64 = TimingConfig::DEFAULT.lease;
@@ -398,4 +402,24 @@ fn weakness_21_a_reused_name_waits_for_its_former_process_unless_that_was_in_the
     cluster.step(same_pod, Event::Ready);
     cluster.step(same_pod, Event::Listed(cluster.leases.values().cloned().collect()));
     assert_eq!(cluster.shares(), [8], "the former one is gone");
+}
+
+/// The names of tests in a folder, without those above it.
+fn tests_in(folder: &Path) -> Vec<String> {
+    let sources = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("one").path());
+    let texts = sources.filter_map(|path| fs::read_to_string(path).ok());
+    let names = |text: String| -> Vec<String> {
+        let starts = text.lines().filter_map(|line| line.trim().split_once("fn "));
+        starts.map(|(_, name)| name.to_owned()).collect()
+    };
+    texts.flat_map(names).collect()
+}
+
+#[test]
+fn each_of_the_21_weaknesses_has_its_test() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let names = [tests_in(&tests), tests_in(&tests.join("apiserver"))].concat();
+    let number = |name: &String| name.strip_prefix("weakness_")?.split('_').next()?.parse().ok();
+    let tested: BTreeSet<u32> = names.iter().filter_map(number).collect();
+    assert_eq!(tested, (1..=21).collect());
 }

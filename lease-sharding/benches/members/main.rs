@@ -177,9 +177,9 @@ async fn gaps(plane: &ControlPlane, ring: &str, count: u32, kills: bool) -> Resu
         let of_process = |key: &Key| survivors[0].owner(key).as_deref() == Some(&*name);
         let its = eventually("it has its share", SOON, || async {
             let its: Vec<Key> = keys().filter(of_process).collect();
-            let rest = keys().filter(|key| !its.contains(key));
+            let mut rest = keys().filter(|key| !its.contains(key));
             let owned = |key: Key| survivors.iter().any(|s| s.guard(&key).is_some());
-            (its.len() > KEYS as usize / 5 && rest.map(owned).all(|owned| owned)).then_some(its)
+            (its.len() > KEYS as usize / 5 && rest.all(owned)).then_some(its)
         });
         let its = its.await.with_context(|| process.log_tail(20))?;
         let renew = Duration::from_millis(timing(ring).renew);

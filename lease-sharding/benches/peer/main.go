@@ -22,7 +22,7 @@ const (
 	lookups    = 100_000
 	samples    = 50
 	rebuilds   = 30
-	trials     = 20
+	trials     = 200
 )
 
 type name string
@@ -45,14 +45,14 @@ type ring[M any] interface {
 // What is printed, for one version.
 type report struct {
 	Version      string
-	LookupNs     float64   // one thread; here and below, the fastest sample
-	LookupPairNs float64   // the same on each of two threads
-	RebuildUs    float64   // 50 members
-	LeastMostNs  float64   // finding the least and the most loaded of 10 members
-	Owners       []string  // of each key, with 10 members
-	Loads        []float64 // least and most of 10
-	AddMoves     []int     // from 3, 10 and 50 members to one more, all trials together
-	RollMoves    []int     // replacing 3 and 10 members one by one, all trials together
+	LookupNs     float64  // one thread; here and below, the fastest sample
+	LookupPairNs float64  // the same on each of two threads
+	RebuildUs    float64  // 50 members
+	LeastMostNs  float64  // finding the least and the most loaded of 10 members
+	Owners       []string // of each key, with 10 members
+	Loads        []int    // least and most of 10
+	AddMoves     []int    // from 3, 10 and 50 members to one more, all trials together
+	RollMoves    []int    // replacing 3 and 10 members one by one, all trials together
 }
 
 func member(number int) name { return name(fmt.Sprintf("operator-%08x", uint32(number)*0x9e3779b9)) }
@@ -130,7 +130,7 @@ func measure[M fmt.Stringer, R ring[M]](version string, as func(name) M, build f
 	}
 	result.RebuildUs = slices.Min(times)
 	least, most := leastAndMost(ten)
-	result.Loads = []float64{least, most}
+	result.Loads = []int{int(least), int(most)}
 	times = nil
 	for range samples {
 		begun := time.Now()

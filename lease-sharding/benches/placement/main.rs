@@ -24,7 +24,7 @@ use std::{
 const SAMPLES: usize = 50;
 const LOOKUPS: u32 = 200_000;
 const KEYS: u32 = 1_024;
-const TRIALS: u32 = 20;
+const TRIALS: u32 = 200;
 /// One member more than so many.
 const ADDED_TO: [u32; 3] = [3, 10, 50];
 /// All of so many are replaced, one by one, each new one before the old one leaves.
@@ -39,6 +39,8 @@ struct Figures {
     partitions: u32,
     lookup_ns: f64,
     lookup_pair_ns: f64,
+    /// CPU time of a thread beside another one, where it is known.
+    lookup_pair_cpu_ns: Option<f64>,
     rebuild_us: f64,
     least_most_ns: f64,
     /// Of the mean, in percent.
@@ -69,6 +71,9 @@ fn print(columns: &[Figures]) {
     row("partitions", &|f| f.partitions.to_string());
     row("lookup, ns (goal < 10)", &|f| format!("{:.1}", f.lookup_ns));
     row("lookup on each of 2 threads, ns", &|f| format!("{:.1}", f.lookup_pair_ns));
+    row("the same, CPU time", &|f| {
+        f.lookup_pair_cpu_ns.map_or("-".to_owned(), |ns| format!("{ns:.1}"))
+    });
     row("rebuild at 50 members, µs (goal < 1000)", &|f| format!("{:.0}", f.rebuild_us));
     row("least and most loaded of 10, ns", &|f| format!("{:.0}", f.least_most_ns));
     row("least and most loaded of 10, % of mean", &|f| {
@@ -94,6 +99,11 @@ fn ratio(count: usize, of: f64) -> f64 {
     count as f64 / of
 }
 
+/// A load in percent of the mean of 10 members.
+fn of_mean(load: usize, partitions: u32) -> f64 {
+    1_000.0 * ratio(load, f64::from(partitions))
+}
+
 fn member(number: u32) -> String {
     format!("operator-{:08x}", number.wrapping_mul(0x9e37_79b9))
 }
@@ -116,33 +126,45 @@ fn fastest(mut sample: impl FnMut()) -> Duration {
     (0..SAMPLES).map(time).min().unwrap_or_default()
 }
 
-/// Nanoseconds for each lookup, alone and on two threads that share everything.
-fn lookups<K: Sync>(keys: &[K], lookup: impl Fn(&K) + Sync) -> [f64; 2] {
+/// CPU time of the calling thread.
+fn cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.try_into().unwrap_or_default()
+}
+
+/// Nanoseconds for each lookup: CPU time alone; on two threads that share everything; and the CPU
+/// time of the faster of these. CPU time does not depend on what else runs on the machine.
+fn lookups<K: Sync>(keys: &[K], lookup: impl Fn(&K) + Sync) -> [f64; 3] {
     let all = || {
+        let begun = cpu();
         for key in keys.iter().cycle().take(LOOKUPS as usize) {
             lookup(black_box(key));
         }
+        cpu().saturating_sub(begun)
     };
-    let pair = || {
+    let mut used = Duration::MAX;
+    let alone = (0..SAMPLES).map(|_| all()).min().unwrap_or_default();
+    let pair = fastest(|| {
         thread::scope(|scope| {
-            scope.spawn(all);
-            scope.spawn(all);
+            let threads = [scope.spawn(all), scope.spawn(all)];
+            for time in threads.map(|thread| thread.join().unwrap_or_default()) {
+                used = used.min(time);
+            }
         });
-    };
-    let alone = fastest(all);
-    [alone, fastest(pair)].map(|time| time.as_secs_f64() * 1e9 / f64::from(LOOKUPS))
+    });
+    [alone, pair, used].map(|time| time.as_secs_f64() * 1e9 / f64::from(LOOKUPS))
 }
 
 fn of_peer(report: &peer::Report) -> Figures {
-    let mean = 509.0 / 10.0;
     Figures {
         name: format!("Go {}", report.version),
         partitions: 509,
         lookup_ns: report.lookup_ns,
         lookup_pair_ns: report.lookup_pair_ns,
+        lookup_pair_cpu_ns: None,
         rebuild_us: report.rebuild_us,
         least_most_ns: report.least_most_ns,
-        least_most: report.loads.map(|load| 100.0 * load / mean),
+        least_most: report.loads.map(|load| of_mean(load, 509)),
         add_moves: report.add_moves.clone(),
         roll_moves: report.roll_moves.clone(),
     }
@@ -158,7 +180,7 @@ fn of_ring(compat: Compat, report: &peer::Report) -> Result<Figures> {
     ensure!(owners == report.owners, "other owners than {}", report.version);
     let extremes = || {
         let loads = || ten.loads().map(|(_, load)| load);
-        [loads().min(), loads().max()].map(|load| ratio(load.unwrap_or_default(), 1.0))
+        [loads().min(), loads().max()].map(Option::unwrap_or_default)
     };
     ensure!(extremes() == report.loads, "other loads than {}", report.version);
     let (mut add_moves, mut roll_moves) = (vec![], vec![]);
@@ -183,20 +205,23 @@ fn of_ring(compat: Compat, report: &peer::Report) -> Result<Figures> {
     }
     ensure!(add_moves == report.add_moves, "other moves than {}", report.version);
     ensure!(roll_moves == report.roll_moves, "other moves than {}", report.version);
-    let [lookup_ns, lookup_pair_ns] = lookups(&keys, |key| {
+    let [lookup_ns, lookup_pair_ns, lookup_pair_cpu_ns] = lookups(&keys, |key| {
         black_box(ten.owner(key.as_bytes()));
     });
     let names: Vec<_> = members(0, 50).collect();
     let rebuild = fastest(|| drop(black_box(Ring::new(config, names.iter().map(String::as_str)))));
-    let finding = fastest(|| drop(black_box(extremes())));
+    let finding = fastest(|| {
+        black_box(extremes());
+    });
     Ok(Figures {
         name: format!("Ring {}", report.version),
         partitions: ten.partitions(),
         lookup_ns,
         lookup_pair_ns,
+        lookup_pair_cpu_ns: Some(lookup_pair_cpu_ns),
         rebuild_us: rebuild.as_secs_f64() * 1e6,
         least_most_ns: finding.as_secs_f64() * 1e9,
-        least_most: extremes().map(|load| 100.0 * load / (509.0 / 10.0)),
+        least_most: extremes().map(|load| of_mean(load, ten.partitions())),
         add_moves,
         roll_moves,
     })
@@ -220,9 +245,10 @@ impl Claimed {
     }
 
     fn candidates(&self) -> Vec<Candidate<'_>> {
-        let candidate =
-            |(name, (generation, claims))| Candidate { name, claims, generation: *generation };
-        self.members.iter().map(|(name, of)| candidate((name.as_str(), of))).collect()
+        self.members
+            .iter()
+            .map(|(name, (generation, claims))| Candidate { name, claims, generation: *generation })
+            .collect()
     }
 
     /// Places, and makes the answer everybody's claims. Returns how many partitions moved.
@@ -263,7 +289,7 @@ fn of_placement(name: &str, placement: Placement) -> Result<Figures> {
         let owner = assignment.owner(partition).context("no owner")?;
         ensure!(ten.members[owner].1.contains(partition), "{owner} does not claim {partition}");
     }
-    let [lookup_ns, lookup_pair_ns] = lookups(&keys, |key| {
+    let [lookup_ns, lookup_pair_ns, lookup_pair_cpu_ns] = lookups(&keys, |key| {
         black_box(assignment.owner(keyspace.partition_of(key)));
     });
     let fifty = Claimed::of(placement, members(0, 50))?;
@@ -273,9 +299,11 @@ fn of_placement(name: &str, placement: Placement) -> Result<Figures> {
     let rebuild = fastest(|| drop(black_box(placement.place(fifty.partitions, &changed))));
     let extremes = || {
         let loads = || assignment.loads().map(|(_, load)| load);
-        [loads().min(), loads().max()].map(|load| ratio(load.unwrap_or_default(), 1.0))
+        [loads().min(), loads().max()].map(Option::unwrap_or_default)
     };
-    let finding = fastest(|| drop(black_box(extremes())));
+    let finding = fastest(|| {
+        black_box(extremes());
+    });
     let (mut add_moves, mut roll_moves) = (vec![], vec![]);
     for count in ADDED_TO {
         let moved = |trial| {
@@ -302,9 +330,10 @@ fn of_placement(name: &str, placement: Placement) -> Result<Figures> {
         partitions: ten.partitions,
         lookup_ns,
         lookup_pair_ns,
+        lookup_pair_cpu_ns: Some(lookup_pair_cpu_ns),
         rebuild_us: rebuild.as_secs_f64() * 1e6,
         least_most_ns: finding.as_secs_f64() * 1e9,
-        least_most: extremes().map(|load| 1_000.0 * load / f64::from(ten.partitions)),
+        least_most: extremes().map(|load| of_mean(load, ten.partitions)),
         add_moves,
         roll_moves,
     })

@@ -7,22 +7,22 @@ use std::{path::Path, process::Command};
 /// What it answered, and how long that took at best. Counts are of all trials together.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct Report {
-    pub version: String,
-    pub lookup_ns: f64,
-    pub lookup_pair_ns: f64,
-    pub rebuild_us: f64,
-    pub least_most_ns: f64,
+pub(super) struct Report {
+    pub(super) version: String,
+    pub(super) lookup_ns: f64,
+    pub(super) lookup_pair_ns: f64,
+    pub(super) rebuild_us: f64,
+    pub(super) least_most_ns: f64,
     /// Of each key, with 10 members.
-    pub owners: Vec<String>,
+    pub(super) owners: Vec<String>,
     /// The least and the most of 10 members.
-    pub loads: [f64; 2],
-    pub add_moves: Vec<usize>,
-    pub roll_moves: Vec<usize>,
+    pub(super) loads: [usize; 2],
+    pub(super) add_moves: Vec<usize>,
+    pub(super) roll_moves: Vec<usize>,
 }
 
 /// Builds it and lets it answer.
-pub fn ask() -> Result<[Report; 2]> {
+pub(super) fn ask() -> Result<[Report; 2]> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("consistent-peer");
     let mut go = Command::new("go");

@@ -113,7 +113,7 @@ const CONTENDED: &[Action] = &[
 /// Explores all there is, depth first: that needs the least memory.
 fn hold(model: &Bounds) {
     let start = Instant::now();
-    let checker = model.clone().checker().threads(threads()).spawn_dfs().join();
+    let checker = (*model).checker().threads(threads()).spawn_dfs().join();
     let Bounds { members, partitions, writes, crashes, losses, keyspaces, .. } = model;
     println!(
         "{:?} keyspaces {keyspaces:?}: {} states, depth {}, {:.1} s",

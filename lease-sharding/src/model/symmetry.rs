@@ -54,13 +54,19 @@ impl State {
         self.last_owner.map(|last| order.iter().position(|at| *at == last)).hash(state);
         for lease in &server {
             lease.is_some().hash(state);
-            lease.iter().for_each(|lease| view.lease(lease, state));
+            for lease in lease {
+                view.lease(lease, state);
+            }
         }
         self.log.len().hash(state);
-        self.log.iter().for_each(|lease| view.lease(lease, state));
+        for lease in &self.log {
+            view.lease(lease, state);
+        }
         for (at, member) in order.iter().map(|at| &self.members[*at]).enumerate() {
             (member.incarnation, member.seen, member.process.is_some()).hash(state);
-            member.process.iter().for_each(|process| process.hash_in(&view, state));
+            for process in &member.process {
+                process.hash_in(&view, state);
+            }
             let on = |on: Precondition| match on {
                 Precondition::Absent => u64::MAX,
                 Precondition::Nothing => u64::MAX - 1,
@@ -75,7 +81,9 @@ impl State {
             let outstanding = member.outstanding.as_ref();
             outstanding.map(|(write, what)| (on(write.on), outcome(what))).hash(state);
             member.late.as_ref().map(|write| on(write.on)).hash(state);
-            member.late.iter().for_each(|write| view.record(at, &write.record, state));
+            for write in &member.late {
+                view.record(at, &write.record, state);
+            }
         }
     }
 }

@@ -7,12 +7,16 @@ pub(super) fn place(partitions: u32, load: Load, members: &[Candidate<'_>]) -> V
     let newest = members.iter().map(|member| member.generation).max().unwrap_or_default();
     let is_new: Vec<_> = members.iter().map(|member| member.generation == newest).collect();
     let seeds = seeds(members);
-    let holder = |partition: u32| {
-        let holds = |at: &usize| members[*at].claims.contains(partition);
-        let best = |at: &usize| (is_new[*at], score(seeds[*at], partition));
-        (0..members.len()).filter(holds).max_by_key(best)
-    };
-    let mut owners: Vec<Option<usize>> = (0..partitions).map(holder).collect();
+    let mut owners: Vec<Option<usize>> = vec![None; partitions as usize];
+    for (at, member) in members.iter().enumerate() {
+        for partition in member.claims.iter().take_while(|partition| *partition < partitions) {
+            let fit = |at: usize| (is_new[at], score(seeds[at], partition));
+            let owner = &mut owners[partition as usize];
+            if owner.is_none_or(|other| fit(other) <= fit(at)) {
+                *owner = Some(at);
+            }
+        }
+    }
     let mut held = vec![vec![]; members.len()];
     for (partition, owner) in (0..).zip(&owners) {
         if let Some(at) = owner {

@@ -130,9 +130,9 @@ fn soak_no_storm_gives_an_object_two_owners() {
     for done in 0..schedules {
         let seed = 10_000 + done;
         if done % 8 == 7 {
-            survives_a_storm_of_keyspaces(seed)
+            survives_a_storm_of_keyspaces(seed);
         } else {
-            survives_a_storm(seed)
+            survives_a_storm(seed);
         }
         if (done + 1) % hundredth == 0 {
             println!("{} schedules in {:.0?}", done + 1, begun.elapsed());
