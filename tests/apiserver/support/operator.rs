@@ -82,9 +82,14 @@ impl Operator {
 
     /// The value of a metric without labels, or of the line that starts with `name`.
     pub async fn metric(&self, name: &str) -> f64 {
+        self.metric_text(name).await.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+    }
+
+    /// The same as it is written; `None` if it is not there.
+    pub async fn metric_text(&self, name: &str) -> Option<String> {
         let (_, text) = self.ask("/metrics").await.expect("metrics");
         let line = text.lines().find(|l| l.split(' ').next() == Some(name));
-        line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+        line.and_then(|l| l.rsplit(' ').next()).map(str::to_owned)
     }
 
     /// Status code and body of `/metrics`, `/healthz` or `/readyz`; `None` while nobody answers.
