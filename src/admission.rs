@@ -64,7 +64,22 @@ impl Endpoint {
     }
 }
 
-/// What a decision depends on besides the request.
+/// What of the cluster a decision depends on. Most depend on nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need<'r> {
+    /// [`Knowledge::pods`], of the KSMScale with this UID.
+    Pods {
+        /// Never empty in a request of an API server.
+        uid: &'r str,
+    },
+    /// Nodes and other KSMScales, for advice to the one of this name.
+    Surroundings {
+        /// Empty where it is yet to be made up.
+        name: &'r str,
+    },
+}
+
+/// What a decision depends on besides the request. Only what it needs is looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Knowledge {
     /// Nodes in the cluster, if their number is known.
@@ -209,22 +224,32 @@ impl<'a> Operation<'a> {
 }
 
 impl Review<'_> {
-    /// The name of the KSMScale; empty where it is yet to be made up.
+    /// What [`Review::decide`] has to know; `None` if nothing.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.record.name
+    pub fn need(&self) -> Option<Need<'_>> {
+        if self.is_no_question() || self.endpoint == Endpoint::Mutate {
+            return None;
+        }
+        match &self.operation {
+            Operation::Delete(old) => {
+                verdict::is_protected(old).then(|| Need::Pods { uid: old.uid() })
+            }
+            Operation::Update { old, new } if new.has_spec_of(old) => None,
+            Operation::Create(_) | Operation::Update { .. } => {
+                Some(Need::Surroundings { name: &self.record.name })
+            }
+        }
     }
 
-    /// The UID of the KSMScale; empty before it is created.
-    #[must_use]
-    pub fn object_uid(&self) -> &str {
-        self.operation.object().uid()
+    /// Whether it passes whatever it says.
+    fn is_no_question(&self) -> bool {
+        self.is_status || self.operation.is_during_deletion()
     }
 
     /// The verdict, or what it still depends on. The same for the same arguments.
     #[must_use]
     pub fn decide(self, knowledge: &Knowledge, allowed: &Allowed) -> Decision {
-        if self.is_status || self.operation.is_during_deletion() {
+        if self.is_no_question() {
             return Decision::Final(answer::allowed(self.record, Vec::new()));
         }
         match self.endpoint {

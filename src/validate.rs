@@ -129,7 +129,7 @@ pub fn validate(object: &Value) -> Result<Valid<Scale>, Violations> {
 pub fn validate_owned(mut object: Value) -> Result<Valid<Scale>, Violations> {
     schema::prune_nulls_and_default(&mut object, crd::schema());
     let mut found = Vec::new();
-    schema::check(&object, crd::schema(), "", &mut found);
+    schema::check(&object, crd::schema(), &mut String::new(), &mut found);
     check_name(&object, &mut found);
     let blocks =
         |v: &Violation| !matches!(v.reason, Reason::FieldValueInvalid | Reason::UnknownField);

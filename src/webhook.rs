@@ -11,7 +11,10 @@
 //! client is too slow or too long silent, there are too many, or the server ends.
 
 use crate::{
-    admission::Knowledge, allowed::Allowed, certificates::PairError, readiness::Requirement,
+    admission::{Knowledge, Need},
+    allowed::Allowed,
+    certificates::PairError,
+    readiness::Requirement,
 };
 use accept::Listening;
 use rustls::server::VerifierBuilderError;
@@ -38,12 +41,12 @@ pub use self_managed::SelfManaged;
 pub use serving::Serving;
 pub use tls::TlsVersion;
 
-/// What is known of the cluster about a KSMScale, by its name and its UID (empty before it is
-/// created). `None` while pods or KSMScales are not known yet: the API server is asked to try
-/// again. An unknown number of nodes is no reason for `None`; only advice is left out then.
+/// What is known of the cluster, as far as it is needed. `None` while pods or KSMScales are not
+/// known yet: the API server is asked to try again. An unknown number of nodes is no reason for
+/// `None`; only advice is left out then.
 ///
-/// Called for every request, so it has to be fast and must not block.
-pub type KnowledgeOf = Arc<dyn Fn(&str, &str) -> Option<Knowledge> + Send + Sync>;
+/// Called for requests that depend on it, so it has to be fast and must not block.
+pub type KnowledgeOf = Arc<dyn Fn(Need<'_>) -> Option<Knowledge> + Send + Sync>;
 
 /// How the server is run.
 #[derive(Clone, Debug)]

@@ -1,24 +1,119 @@
-//! The webhooks of the operator itself: how soon after a start they can be called.
+//! The webhooks of the operator itself: how soon after a start they can be called, and how soon
+//! they answer while the controller has a thousand KSMScales to look at.
 
-use super::{Row, operator::Operator};
+use super::{NO_REQUEUE, Row, bodies::Cases, load::Target, operator::Operator};
 use anyhow::{Context as _, Result, ensure};
-use devcluster::{ControlPlane, Level, probe::free_address};
+use devcluster::{ControlPlane, Kubelet, Level, probe::free_address};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use ksm_scale_operator::{
+    api::KSMScale,
     manifests,
-    names::{CA_SECRET, WEBHOOK_SERVICE},
+    names::{CA_SECRET, WEBHOOK_CONFIGURATION, WEBHOOK_SERVICE, webhook_server_name},
 };
-use std::{process::Stdio, time::Instant};
+use kube::{Api, api::PostParams};
+use serde_json::json;
+use std::{
+    process::Stdio,
+    time::{Duration, Instant},
+};
 use tokio::io::AsyncWriteExt as _;
 
 const STARTS: usize = 5;
+const SCALES: u32 = 1_000;
+/// Requests a second.
+const RATE: u32 = 1_000;
+/// Of one measurement.
+const SECONDS: u32 = 10;
 
 pub async fn measure(say: &impl Fn(&str), rows: &mut Vec<Row>) -> Result<()> {
     let plane = ControlPlane::start(Level::ApiServer).await?;
-    super::Fleet::prepare(&plane, 45, 0).await?;
+    let fleet = super::Fleet::prepare(&plane, 45, 0).await?;
+    fleet.make_nodes().await?;
+    let _kubelet = Kubelet::start(plane.admin(), Kubelet::always_ready());
     let address = free_address().await?;
     let flags =
         ["--webhook", "self-managed", "--webhook-bind-address", &address, "--lame-duck", "0s"];
-    cold_starts(&plane, &address, &flags, say, rows).await
+    cold_starts(&plane, &address, &flags, say, rows).await?;
+    say(&format!("{SCALES} KSMScales"));
+    let operator = Operator::start(&plane, None, &[&flags[..], &NO_REQUEUE].concat()).await?;
+    make_scales(&plane).await?;
+    operator.until_idle(SCALES).await?;
+    let made = operator.reconciles().await?;
+    rows.push(Row {
+        figure: "reconciles until so many KSMScales are at rest",
+        goal: "–",
+        measured: format!("{made} for {SCALES}"),
+        method: "created one after the other, a pod each".into(),
+    });
+    paced(&plane, &address, &operator, say, rows).await?;
+    operator.stop().await
+}
+
+/// The same calls twice: while the controller rests, and while a node that joins has woken it.
+async fn paced(
+    plane: &ControlPlane,
+    address: &str,
+    operator: &Operator,
+    say: &impl Fn(&str),
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let api: Api<ValidatingWebhookConfiguration> = Api::all(plane.admin());
+    let webhooks = api.get(WEBHOOK_CONFIGURATION).await?.webhooks.context("webhooks")?;
+    let bundle = webhooks.into_iter().next().and_then(|w| w.client_config.ca_bundle);
+    let bundle = String::from_utf8(bundle.context("a caBundle")?.0)?;
+    let target = Target::new(address.parse()?, &webhook_server_name(), &bundle)?;
+    let mut update = Cases::new()?.update;
+    // Of all the others.
+    update.warned = true;
+    let mut connections = target.connections(16).await?;
+    let (requests, interval) = (u64::from(RATE * SECONDS), Duration::from_secs(1) / RATE);
+    say("paced calls, nothing to reconcile");
+    let idle = connections.ask_paced(&update, requests, interval).await?;
+    say("paced calls, everything to reconcile");
+    let before = operator.reconciles().await?;
+    plane.add_nodes(45..46).await?;
+    let busy = connections.ask_paced(&update, requests, interval).await?;
+    let reconciles = operator.reconciles().await? - before;
+    ensure!(reconciles >= SCALES / 4, "only {reconciles} reconciles ran meanwhile");
+    for (figure, times, what) in [
+        ("p99 of the webhook, controller idle", idle, "nothing to reconcile".to_owned()),
+        (
+            "p99 of the webhook, controller busy",
+            busy,
+            format!("{reconciles} reconciles of {SCALES} KSMScales meanwhile"),
+        ),
+    ] {
+        rows.push(Row {
+            figure,
+            goal: "≤ 2 ms above idle",
+            measured: percentiles(times),
+            method: format!(
+                "{RATE} updates a second for {SECONDS} s on 16 connections, from when each was due; {what}; load, operator, API server and etcd share the cores"
+            ),
+        });
+    }
+    Ok(())
+}
+
+/// One pod each, however many nodes there are.
+async fn make_scales(plane: &ControlPlane) -> Result<()> {
+    let api: Api<KSMScale> = Api::all(plane.admin());
+    for i in 0..SCALES {
+        let scale = serde_json::from_value(json!({
+            "apiVersion": "monitor.example.com/v1alpha1",
+            "kind": "KSMScale",
+            "metadata": {"name": format!("bench-{i}")},
+            "spec": {"nodesPerMonitor": 10_000},
+        }))?;
+        api.create(&PostParams::default(), &scale).await?;
+    }
+    Ok(())
+}
+
+fn percentiles(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+    format!("{:.2} ms (p50 {:.2} ms, max {:.1} ms)", at(99), at(50), at(100))
 }
 
 /// Starts the operator again and again, each time without Secret and without a trusted CA.

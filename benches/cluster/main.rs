@@ -6,7 +6,13 @@
 #![allow(unreachable_pub, reason = "modules of one program, with the visibility of a library")]
 
 mod admission;
+#[path = "../webhook/bodies.rs"]
+#[allow(dead_code, reason = "a module of another bench, too")]
+mod bodies;
 mod fleet;
+#[path = "../webhook/load.rs"]
+#[allow(dead_code, reason = "a module of another bench, too")]
+mod load;
 mod memory;
 mod operator;
 mod pods;

@@ -1,11 +1,11 @@
-//! The reviews that are sent, made in code, and what has to come back. Both servers get the same
-//! bytes.
+//! The reviews that are sent, made in code, and what has to come back. All servers get the same
+//! bytes, and so does the bench of the decision alone.
 
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::body::Bytes;
 use ksm_scale_operator::{
-    admission::Endpoint,
+    admission::{Endpoint, Knowledge},
     api::{DEFAULT_MONITOR_IMAGE, DEFAULT_NAMESPACE},
     names::{MUTATE_PATH, VALIDATE_PATH},
 };
@@ -13,9 +13,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// Stands in a review until it is sent. The last group of its digits is then the request's number.
-const UID: &str = "705ab4f5-6393-11e8-b7cc-000000000000";
-/// Where that group begins.
-const NUMBER_AT: usize = 24;
+pub const UID: &str = "705ab4f5-6393-11e8-b7cc-000000000000";
+/// What stands before that group.
+pub const UNNUMBERED: &str = "705ab4f5-6393-11e8-b7cc-";
 
 /// A request, and what has to become of it.
 pub struct Case {
@@ -25,6 +25,8 @@ pub struct Case {
     /// Where the uid stands in it.
     uid_at: usize,
     verdict: Verdict,
+    /// Whether there may be warnings.
+    pub warned: bool,
 }
 
 enum Verdict {
@@ -74,7 +76,7 @@ impl Case {
     ) -> Result<Self> {
         let body = serde_json::to_vec(&review(object, old))?;
         let uid_at = body.windows(UID.len()).position(|text| text == UID.as_bytes());
-        Ok(Self { name, endpoint, body, uid_at: uid_at.context("no uid")?, verdict })
+        Ok(Self { name, endpoint, body, uid_at: uid_at.context("no uid")?, verdict, warned: false })
     }
 
     pub fn path(&self) -> &'static str {
@@ -82,6 +84,11 @@ impl Case {
             Endpoint::Mutate => MUTATE_PATH,
             Endpoint::Validate => VALIDATE_PATH,
         }
+    }
+
+    /// Whether all that comes back is that it may pass.
+    pub fn just_passes(&self) -> bool {
+        matches!(self.verdict, Verdict::Allowed)
     }
 
     /// Bytes of each body.
@@ -101,7 +108,7 @@ impl Case {
         let text = || format!("{}: {}", self.name, String::from_utf8_lossy(answer));
         let Answer { response } = serde_json::from_slice(answer).with_context(text)?;
         ensure!(response.uid == uid(number), "another uid than {}: {}", uid(number), text());
-        ensure!(response.warnings.is_empty(), "with warnings: {}", text());
+        ensure!(self.warned || response.warnings.is_empty(), "with warnings: {}", text());
         let refused = matches!(self.verdict, Verdict::Denied(_));
         ensure!(response.allowed != refused, "the wrong verdict: {}", text());
         match &self.verdict {
@@ -126,8 +133,15 @@ impl Case {
     }
 }
 
+/// What our server knows of the cluster: nothing that it would warn about.
+pub fn knowledge() -> Knowledge {
+    Knowledge { nodes: Some(100), ..Knowledge::default() }
+}
+
 /// All requests that are measured.
 pub struct Cases {
+    /// Leaves the spec alone.
+    pub touch: Case,
     pub update: Case,
     pub create: Case,
     pub denial: Case,
@@ -157,6 +171,8 @@ impl Cases {
                 ("/spec/sharding/shardCount", json!(1)),
             ],
         )?;
+        let mut touched = old.clone();
+        touched["metadata"]["labels"] = json!({"touched": "yes"});
         let mut sparse = old.clone();
         let spec = sparse["spec"].as_object_mut().context("an object")?;
         spec.retain(|field, _| {
@@ -173,6 +189,7 @@ impl Cases {
         };
         let ((large, large_old), (huge, huge_old)) = (of_many(193)?, of_many(2_825)?);
         Ok(Self {
+            touch: Case::new("touch", validate, &touched, Some(&old), Allowed)?,
             update: Case::new("update", validate, &new, Some(&old), Allowed)?,
             create: Case::new("create", validate, &new, None, Allowed)?,
             denial: Case::new("denial", validate, &bad, Some(&old), Denied(3))?,
@@ -184,7 +201,7 @@ impl Cases {
 }
 
 fn uid(number: u64) -> String {
-    format!("{}{number:012x}", &UID[..NUMBER_AT])
+    format!("{UNNUMBERED}{number:012x}")
 }
 
 /// A KSMScale as the API server holds it, with so many annotations beside its owner.

@@ -1,13 +1,15 @@
-//! The admission webhook beside a controller-runtime webhook server of the same rules: CPU time of
-//! each request, memory, and how long an answer takes.
+//! The admission webhook beside a controller-runtime webhook server of the same rules, and beside
+//! the least that a server of hyper and rustls can do: CPU time of each request, memory, and how
+//! long an answer takes.
 //!
-//! `make bench`. Both get the same bytes in the same run; every answer is looked at. Wall-clock
+//! `make bench`. All get the same bytes in the same run; every answer is looked at. Wall-clock
 //! rates depend on who else works on the machine, so the figures are CPU times of the server's
 //! process. Nothing fails when a goal is missed.
 
 #![allow(unreachable_pub, reason = "modules of one program, with the visibility of a library")]
 
 mod bodies;
+mod floor;
 mod load;
 mod machine;
 #[path = "../cluster/memory.rs"]
@@ -53,6 +55,14 @@ enum Role {
         #[arg(long)]
         cert_dir: PathBuf,
     },
+    /// The least that can be done
+    #[command(hide = true)]
+    Floor {
+        #[arg(long)]
+        port: u16,
+        #[arg(long)]
+        cert_dir: PathBuf,
+    },
 }
 
 /// How requests reach the server.
@@ -71,6 +81,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     match &args.role {
         Some(Role::Serve { port, cert_dir }) => serve::serve(*port, cert_dir),
+        Some(Role::Floor { port, cert_dir }) => floor::serve(*port, cert_dir),
         None => compare(&args),
     }
 }
@@ -99,32 +110,33 @@ fn compare(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One run: fresh servers, each figure of both one after the other. Large bodies come last, since
+/// One run: fresh servers, each figure of all one after the other. Large bodies come last, since
 /// what they leave in an allocator would count as memory of small ones.
 async fn measure(servers: &Servers, cases: &Cases, requests: u64, table: &mut Table) -> Result<()> {
-    let mut both = Vec::new();
-    for side in Side::BOTH {
-        both.push((side, servers.start(side, &cases.update).await?));
+    let mut all = Vec::new();
+    for side in Side::ALL {
+        all.push((side, servers.start(side, &cases.update).await?));
     }
-    let Cases { update, create, denial, mutation, large, huge } = cases;
-    memory(&both, update, requests, table).await?;
+    let Cases { touch, update, create, denial, mutation, large, huge } = cases;
+    memory(&all, update, requests, table).await?;
     let goal = "≤ 25 µs, a fifth of the other's";
-    cpu(&both, "update", goal, update, Over::Kept(16), requests, table).await?;
-    cpu(&both, "update", "–", update, Over::Kept(1), requests, table).await?;
-    cpu(&both, "update", "–", update, Over::Kept(128), requests, table).await?;
-    cpu(&both, "create", "–", create, Over::Kept(16), requests, table).await?;
-    cpu(&both, "denial with three causes", "–", denial, Over::Kept(16), requests, table).await?;
-    cpu(&both, "mutation with a patch", "–", mutation, Over::Kept(16), requests, table).await?;
-    cpu(&both, "update", "≤ 200 µs", update, Over::Fresh(16), requests / 8, table).await?;
-    paced(&both, update, requests, table).await?;
-    cpu(&both, "update", "≤ 100 µs", large, Over::Kept(16), requests / 16, table).await?;
+    cpu(&all, "update", goal, update, Over::Kept(16), requests, table).await?;
+    cpu(&all, "update", "–", update, Over::Kept(1), requests, table).await?;
+    cpu(&all, "update", "–", update, Over::Kept(128), requests, table).await?;
+    cpu(&all, "update of nothing in the spec", "–", touch, Over::Kept(16), requests, table).await?;
+    cpu(&all, "create", "–", create, Over::Kept(16), requests, table).await?;
+    cpu(&all, "denial with three causes", "–", denial, Over::Kept(16), requests, table).await?;
+    cpu(&all, "mutation with a patch", "–", mutation, Over::Kept(16), requests, table).await?;
+    cpu(&all, "update", "≤ 200 µs", update, Over::Fresh(16), requests / 8, table).await?;
+    paced(&all, update, requests, table).await?;
+    cpu(&all, "update", "≤ 100 µs", large, Over::Kept(16), requests / 16, table).await?;
     // No more at a time than our server holds: beyond 16 MiB of large bodies it has clients wait.
-    cpu(&both, "update", "≤ 1,300 µs", huge, Over::Kept(8), requests / 100, table).await
+    cpu(&all, "update", "≤ 1,300 µs", huge, Over::Kept(8), requests / 100, table).await
 }
 
 /// CPU time of the server for each request.
 async fn cpu(
-    both: &[(Side, Server)],
+    all: &[(Side, Server)],
     what: &str,
     goal: &'static str,
     case: &Case,
@@ -146,7 +158,9 @@ async fn cpu(
             requests / 10
         ),
     };
-    for (side, server) in both {
+    // The floor lets everything pass, and asks nobody.
+    let fits = |side| side != Side::Floor || (case.just_passes() && what == "update");
+    for (side, server) in all.iter().filter(|(side, _)| fits(*side)) {
         let used = match over {
             Over::Kept(count) => {
                 let mut connections = server.target.connections(count).await?;
@@ -170,7 +184,7 @@ async fn cpu(
 
 /// Memory of fresh servers with many connections open.
 async fn memory(
-    both: &[(Side, Server)],
+    all: &[(Side, Server)],
     case: &Case,
     requests: u64,
     table: &mut Table,
@@ -183,7 +197,7 @@ async fn memory(
         method: format!("{field} of a fresh process after {requests} updates"),
     };
     let (resident, peak) = (figure("resident", "VmRSS"), figure("peak", "VmHWM"));
-    for (side, server) in both {
+    for (side, server) in all {
         let mut connections = server.target.connections(CONNECTIONS).await?;
         connections.ask(case, requests).await?;
         let memory = server.memory()?;
@@ -196,12 +210,12 @@ async fn memory(
 
 /// How long answers take at a fixed rate.
 async fn paced(
-    both: &[(Side, Server)],
+    all: &[(Side, Server)],
     case: &Case,
     requests: u64,
     table: &mut Table,
 ) -> Result<()> {
-    for (side, server) in both {
+    for (side, server) in all {
         let mut connections = server.target.connections(16).await?;
         connections.ask(case, requests / 10).await?;
         let interval = Duration::from_secs(1) / RATE;

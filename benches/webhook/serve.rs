@@ -1,9 +1,9 @@
 //! Our side: the library's server, as the operator runs it.
 
+use super::bodies::knowledge;
 use anyhow::{Context as _, Result};
 use http::{Request, Response};
 use ksm_scale_operator::{
-    admission::Knowledge,
     allowed::Allowed,
     certificates::Pair,
     readiness::Readiness,
@@ -32,7 +32,7 @@ pub async fn serve(port: u16, cert_dir: &Path) -> Result<()> {
             lame_duck: Duration::ZERO,
             limits: Limits::default(),
         },
-        knowledge: Arc::new(|_, _| Some(knowledge())),
+        knowledge: Arc::new(|_| Some(knowledge())),
         allowed: Allowed::default(),
         client: granting(),
         metrics: Metrics::default(),
@@ -40,10 +40,6 @@ pub async fn serve(port: u16, cert_dir: &Path) -> Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     let (ready, never) = (Readiness::default().require("webhook"), CancellationToken::new());
     Ok(server.serve(listener, ready, never.clone(), never).await?)
-}
-
-fn knowledge() -> Knowledge {
-    Knowledge { nodes: Some(100), ..Knowledge::default() }
 }
 
 /// An API server without a network, which grants every SubjectAccessReview.

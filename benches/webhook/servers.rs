@@ -1,4 +1,4 @@
-//! The two servers, each a process on a core of its own.
+//! The servers, each a process on a core of its own.
 
 use super::{bodies::Case, load::Target, memory::Memory};
 use anyhow::{Context as _, Result, ensure};
@@ -26,10 +26,11 @@ const AFTERWARDS: Duration = Duration::from_millis(100);
 pub enum Side {
     Ours,
     Peer,
+    Floor,
 }
 
 impl Side {
-    pub const BOTH: [Self; 2] = [Self::Ours, Self::Peer];
+    pub const ALL: [Self; 3] = [Self::Ours, Self::Peer, Self::Floor];
 }
 
 /// What servers are started from.
@@ -67,7 +68,7 @@ impl Servers {
         let address = free_address().await?;
         let (_, port) = address.rsplit_once(':').context("no port")?;
         let program = match side {
-            Side::Ours => std::env::current_exe()?,
+            Side::Ours | Side::Floor => std::env::current_exe()?,
             Side::Peer => self.peer.clone(),
         };
         let mut line: Vec<_> = Vec::new();
@@ -75,7 +76,11 @@ impl Servers {
             line.extend(["taskset", "-c", SERVER_CORE].map(PathBuf::from));
         }
         line.push(program);
-        let role: &[_] = if side == Side::Ours { &["serve"] } else { &[] };
+        let role: &[_] = match side {
+            Side::Ours => &["serve"],
+            Side::Floor => &["floor"],
+            Side::Peer => &[],
+        };
         line.extend(role.iter().chain(&["--port", port, "--cert-dir"]).map(PathBuf::from));
         line.push(self.dir.path().to_owned());
         let name = format!("{side:?}").to_lowercase();
@@ -101,7 +106,7 @@ impl Server {
     /// CPU time of all threads so far, of user and kernel, with nothing under way any more.
     ///
     /// `/proc/PID/stat` has the same in hundredths of a second; here it is in nanoseconds. What is
-    /// missing are threads that have ended, which neither server has.
+    /// missing are threads that have ended, which no server has.
     pub async fn cpu(&self) -> Result<Duration> {
         tokio::time::sleep(AFTERWARDS).await;
         let threads = format!("/proc/{}/task", self.process.pid());

@@ -1,4 +1,4 @@
-//! The figures of both sides, and how they are printed.
+//! The figures of all sides, and how they are printed.
 
 use super::servers::Side;
 
@@ -17,8 +17,8 @@ pub struct Table(Vec<Row>);
 
 struct Row {
     figure: Figure,
-    ours: Vec<f64>,
-    peer: Vec<f64>,
+    /// By side.
+    samples: [Vec<f64>; 3],
 }
 
 impl Table {
@@ -26,21 +26,18 @@ impl Table {
     pub fn add(&mut self, figure: &Figure, side: Side, sample: f64) {
         let at = self.0.iter().position(|row| row.figure.name == figure.name);
         let at = at.unwrap_or_else(|| {
-            self.0.push(Row { figure: figure.clone(), ours: Vec::new(), peer: Vec::new() });
+            self.0.push(Row { figure: figure.clone(), samples: Default::default() });
             self.0.len() - 1
         });
-        match side {
-            Side::Ours => self.0[at].ours.push(sample),
-            Side::Peer => self.0[at].peer.push(sample),
-        }
+        self.0[at].samples[side as usize].push(sample);
     }
 
     pub fn print(&mut self) {
-        println!("| figure | goal | ours | controller-runtime | ratio | method |");
-        println!("| --- | --- | --- | --- | --- | --- |");
-        for Row { figure, ours, peer } in &mut self.0 {
+        println!("| figure | goal | ours | controller-runtime | ratio | floor | method |");
+        println!("| --- | --- | --- | --- | --- | --- | --- |");
+        for Row { figure, samples } in &mut self.0 {
             let Figure { name, goal, unit, method } = figure;
-            let (ours, peer) = (Spread::of(ours), Spread::of(peer));
+            let [ours, peer, floor] = samples.each_mut().map(|samples| Spread::of(samples));
             let ratio = match (&ours, &peer) {
                 (Some(ours), Some(peer)) => format!("{:.1}", peer.median / ours.median),
                 _ => "–".to_owned(),
@@ -50,7 +47,8 @@ impl Table {
                     format!("**{}** {unit} ({}–{})", short(median), short(min), short(max))
                 })
             };
-            println!("| {name} | {goal} | {} | {} | {ratio} | {method} |", text(ours), text(peer));
+            let [ours, peer, floor] = [ours, peer, floor].map(text);
+            println!("| {name} | {goal} | {ours} | {peer} | {ratio} | {floor} | {method} |");
         }
     }
 }

@@ -81,7 +81,7 @@ async fn start() -> (SocketAddr, TlsConnector) {
     let server = Server {
         serving,
         options,
-        knowledge: Arc::new(|_, _| Some(Knowledge::default())),
+        knowledge: Arc::new(|_| Some(Knowledge::default())),
         allowed: Allowed::default(),
         client: kube::Client::try_from(config).expect("a client"),
         metrics: Metrics::default(),

@@ -210,9 +210,13 @@ fn advice(scale: &Scale, knowledge: &Knowledge) -> impl Iterator<Item = Warned> 
 }
 
 /// R68. The protection is read from what is stored, valid or not.
+pub(super) fn is_protected(old: &Object<'_>) -> bool {
+    old.spec().is_some_and(|spec| spec["deletionProtection"] == true)
+}
+
+/// Refused while there are pods, if it is protected.
 fn delete(old: &Object<'_>, knowledge: &Knowledge, record: Record) -> Answer {
-    let is_protected = old.spec().is_some_and(|spec| spec["deletionProtection"] == true);
-    if !is_protected || knowledge.pods == 0 {
+    if !is_protected(old) || knowledge.pods == 0 {
         return answer::allowed(record, Vec::new());
     }
     let name = &record.name;

@@ -33,7 +33,7 @@ pub enum Distrust {
     Nothing,
     /// Nobody calls.
     #[error(
-        "there is no {kind} {WEBHOOK_CONFIGURATION} with a webhook: kubectl apply -k webhook-config/cert-manager"
+        "there is no {kind} {WEBHOOK_CONFIGURATION} with a webhook: kubectl apply -k webhook-config/base, or webhook-config/cert-manager where cert-manager makes the certificate"
     )]
     Missing {
         /// Of the object.
@@ -73,9 +73,9 @@ pub fn verify(
     now: Timestamp,
 ) -> Result<(), Distrust> {
     let served = served.ok_or(Distrust::Nothing)?;
-    for Configuration { kind, webhooks } in configurations {
-        let webhooks = webhooks.as_ref().filter(|webhooks| !webhooks.is_empty());
-        for webhook in webhooks.ok_or(Distrust::Missing { kind })? {
+    for configuration in configurations {
+        let kind = configuration.kind;
+        for webhook in configuration.webhooks()? {
             let name = || webhook.name.clone();
             if webhook.bundle.is_empty() {
                 return Err(Distrust::NoBundle { kind, webhook: name() });
@@ -86,6 +86,17 @@ pub fn verify(
         }
     }
     Ok(())
+}
+
+impl Configuration {
+    /// The webhooks in it, of which there is one at least.
+    ///
+    /// # Errors
+    /// What to do if there is none.
+    pub fn webhooks(&self) -> Result<&[Webhook], Distrust> {
+        let webhooks = self.webhooks.as_deref().filter(|webhooks| !webhooks.is_empty());
+        webhooks.ok_or(Distrust::Missing { kind: self.kind })
+    }
 }
 
 impl Webhook {

@@ -2,7 +2,7 @@
 
 use super::run::{clients, duration};
 use crate::{
-    admission::Knowledge,
+    admission::{Knowledge, Need},
     allowed::Allowed,
     certificates::rotation::Lifetimes,
     controller::View,
@@ -204,10 +204,14 @@ impl WebhookArgs {
 
 /// What the watches know, as requests are answered from it.
 fn knowledge(view: View) -> KnowledgeOf {
-    Arc::new(move |name, uid| {
-        let (others, other) = view.others(name);
-        let knowledge =
-            || Knowledge { nodes: view.nodes(), others, other, pods: view.pods_of(uid) };
+    Arc::new(move |need| {
+        let knowledge = || match need {
+            Need::Pods { uid } => Knowledge { pods: view.pods_of(uid), ..Knowledge::default() },
+            Need::Surroundings { name } => {
+                let (others, other) = view.others(name);
+                Knowledge { nodes: view.nodes(), others, other, ..Knowledge::default() }
+            }
+        };
         view.is_complete().then(knowledge)
     })
 }

@@ -39,14 +39,18 @@ pub(super) fn prune_nulls_and_default(value: &mut Value, schema: &JSONSchemaProp
     }
     let (Value::Object(fields), Some(properties)) = (value, &schema.properties) else { return };
     for (name, schema) in properties {
-        if fields.get(name).is_some_and(Value::is_null) {
-            fields.remove(name);
-        }
-        if let (None, Some(default)) = (fields.get(name), &schema.default) {
-            fields.insert(name.clone(), default.0.clone());
-        }
-        if let Some(field) = fields.get_mut(name) {
-            prune_nulls_and_default(field, schema);
+        match fields.get_mut(name) {
+            Some(field) if !field.is_null() => prune_nulls_and_default(field, schema),
+            absent => {
+                if absent.is_some() {
+                    fields.remove(name);
+                }
+                if let Some(default) = &schema.default {
+                    let mut default = default.0.clone();
+                    prune_nulls_and_default(&mut default, schema);
+                    fields.insert(name.clone(), default);
+                }
+            }
         }
     }
 }
@@ -58,15 +62,16 @@ fn whole_number(value: &Value) -> Option<i64> {
     format!("{number}").parse().ok()
 }
 
-/// Checks `value` against `schema` and adds every violation to `found`, depth first.
+/// Checks `value` against `schema` and adds every violation to `found`, depth first. Leaves `path`,
+/// where `value` stands, as it was.
 pub(super) fn check(
     value: &Value,
     schema: &JSONSchemaProps,
-    path: &str,
+    path: &mut String,
     found: &mut Vec<Violation>,
 ) {
     let mut add = |reason, message: String| {
-        found.push(Violation { field: path.to_owned(), reason, message });
+        found.push(Violation { field: path.clone(), reason, message });
     };
     if let Some(expected) = wrong_type(value, schema) {
         let (expected, shown) = match (&schema.format, value) {
@@ -92,7 +97,11 @@ pub(super) fn check(
                 });
             }
             for (name, field) in fields {
+                let end = path.len();
+                path.push_str(if end == 0 { "" } else { "." });
+                path.push_str(name);
                 check_field(name, field, schema, path, found);
+                path.truncate(end);
             }
         }
         _ => {}
@@ -103,21 +112,20 @@ fn check_field(
     name: &str,
     field: &Value,
     schema: &JSONSchemaProps,
-    path: &str,
+    path: &mut String,
     found: &mut Vec<Violation>,
 ) {
-    let path = join(path, name);
     if let Some(schema) = schema.properties.as_ref().and_then(|p| p.get(name)) {
         // What the API server writes (other metadata, the status) is not its author's fault.
         if path != "status" {
-            check(field, schema, &path, found);
+            check(field, schema, path, found);
         }
     } else if let Some(JSONSchemaPropsOrBool::Schema(schema)) = &schema.additional_properties {
-        check(field, schema, &path, found);
-    } else if !path.starts_with("metadata.") && !matches!(&*path, "apiVersion" | "kind") {
+        check(field, schema, path, found);
+    } else if !path.starts_with("metadata.") && !matches!(&**path, "apiVersion" | "kind") {
         found.push(Violation {
             message: format!("unknown field {path:?}: remove it, or correct its spelling"),
-            field: path,
+            field: path.clone(),
             reason: Reason::UnknownField,
         });
     }

@@ -6,24 +6,31 @@ use super::{
     connections::{Connections, End, Open, Phase},
     metrics::Metrics,
     requests::{Requests, Standing},
-    stream::Stream,
+    stream::{Stream, Tls},
     tls,
 };
 use arc_swap::ArcSwap;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 use tokio::{
+    io::BufReader,
     net::{TcpListener, TcpStream},
     task::{JoinSet, yield_now},
     time::{Instant, interval, sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+/// A client that is silent for so long is asked whether it is still there, so that firewalls on the
+/// way do not forget the connection, and its end is noticed. What Go's servers do.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long to wait when the system has no socket for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
+/// What is read from the system at a time: about the largest record of TLS.
+const READ: usize = 16 << 10;
 /// The largest header, and what is read of a body at a time.
 const BUFFER: usize = 64 << 10;
 
@@ -201,15 +208,17 @@ async fn shake_hands(
     tcp: TcpStream,
     peer: SocketAddr,
     place: &Open,
-) -> Option<TlsStream<TcpStream>> {
+) -> Option<Tls> {
     // Answers are small and go out at once. An error would be a connection that is closed already.
     let _ = tcp.set_nodelay(true);
+    let _ = SockRef::from(&tcp)
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE));
     let failed = |reason, error: &dyn std::fmt::Display| {
         shared.metrics.handshake_failed(reason);
         tracing::debug!(%peer, reason, %error, "no TLS handshake");
     };
     tokio::select! {
-        accepted = TlsAcceptor::from(config).accept(tcp) => match accepted {
+        accepted = TlsAcceptor::from(config).accept(BufReader::with_capacity(READ, tcp)) => match accepted {
             Ok(tls) => {
                 shared.metrics.shook_hands();
                 Some(tls)

@@ -1,7 +1,10 @@
 //! The two webhook configurations, as far as certificates go: which CAs the API server trusts.
 
 use crate::{
-    certificates::{Certificate, Pair},
+    certificates::{
+        Certificate, Pair,
+        trust::{self, Configures, Webhook},
+    },
     names::{CA_BUNDLE_MANAGER, WEBHOOK_CONFIGURATION},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -10,30 +13,22 @@ use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
 };
-use serde_json::{Value, json};
-use std::fmt;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::{
+    fmt::{self, Debug},
+    slice,
+};
 
 /// One of the two configurations, as read.
 #[derive(Clone, Debug)]
 pub(crate) struct Configuration {
     resource: ApiResource,
-    /// `None` if it is not there.
-    found: Option<Found>,
-}
-
-#[derive(Clone, Debug)]
-struct Found {
     resource_version: Option<String>,
-    webhooks: Vec<Webhook>,
-}
-
-#[derive(Clone, Debug)]
-struct Webhook {
-    name: String,
-    ca_bundle: Vec<u8>,
+    seen: trust::Configuration,
 }
 
 /// Reads both, past every cache.
@@ -42,26 +37,25 @@ struct Webhook {
 /// If the API server does not answer. One that is not there is no error.
 pub(crate) async fn read(client: &Client) -> kube::Result<[Configuration; 2]> {
     let (mutating, validating) = futures::try_join!(
-        read_one(client, ApiResource::erase::<MutatingWebhookConfiguration>(&())),
-        read_one(client, ApiResource::erase::<ValidatingWebhookConfiguration>(&())),
+        read_one::<MutatingWebhookConfiguration>(client),
+        read_one::<ValidatingWebhookConfiguration>(client),
     )?;
     Ok([mutating, validating])
 }
 
-async fn read_one(client: &Client, resource: ApiResource) -> kube::Result<Configuration> {
-    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    let found = api.get_opt(WEBHOOK_CONFIGURATION).await?.map(|object| Found {
-        resource_version: object.metadata.resource_version,
-        webhooks: object.data["webhooks"].as_array().into_iter().flatten().map(webhook).collect(),
-    });
-    Ok(Configuration { resource, found })
-}
-
-fn webhook(json: &Value) -> Webhook {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    // The API server sends nothing but base64.
-    let ca_bundle = BASE64_STANDARD.decode(text(&json["clientConfig"]["caBundle"]));
-    Webhook { name: text(&json["name"]), ca_bundle: ca_bundle.unwrap_or_default() }
+async fn read_one<K>(client: &Client) -> kube::Result<Configuration>
+where
+    K: Clone + Configures + Debug + DeserializeOwned + Resource<DynamicType = ()>,
+{
+    let found = Api::<K>::all(client.clone()).get_opt(WEBHOOK_CONFIGURATION).await?;
+    Ok(Configuration {
+        resource: ApiResource::erase::<K>(&()),
+        resource_version: found.as_ref().and_then(ResourceExt::resource_version),
+        seen: trust::Configuration {
+            kind: K::KIND,
+            webhooks: found.as_ref().map(Configures::webhooks),
+        },
+    })
 }
 
 impl fmt::Display for Configuration {
@@ -73,9 +67,9 @@ impl fmt::Display for Configuration {
 impl Configuration {
     /// The CAs of each webhook, as far as they can be read; one empty list if there is no webhook.
     pub(crate) fn bundles(&self) -> Vec<Vec<Certificate>> {
-        let webhooks = self.found.iter().flat_map(|found| &found.webhooks);
+        let webhooks = self.seen.webhooks.iter().flatten();
         let bundles: Vec<_> = webhooks
-            .map(|webhook| Certificate::bundle(&webhook.ca_bundle).unwrap_or_default())
+            .map(|webhook| Certificate::bundle(&webhook.bundle).unwrap_or_default())
             .collect();
         if bundles.is_empty() { vec![Vec::new()] } else { bundles }
     }
@@ -90,12 +84,8 @@ impl Configuration {
         server_name: &str,
         now: Timestamp,
     ) -> Result<(), String> {
-        let Some(webhooks) = self.webhooks() else { return Err(self.missing()) };
-        for Webhook { name, ca_bundle } in webhooks {
-            pair.verify(ca_bundle, server_name, now)
-                .map_err(|error| format!("the caBundle of webhook {name} in {self}: {error}"))?;
-        }
-        Ok(())
+        let seen = slice::from_ref(&self.seen);
+        trust::verify(Some(pair), seen, server_name, now).map_err(|distrust| distrust.to_string())
     }
 
     /// Whether the `caBundle` of each webhook holds every one of `cas`, and no other.
@@ -106,10 +96,9 @@ impl Configuration {
         &self,
         cas: impl Iterator<Item = &'c Certificate>,
     ) -> Result<(), String> {
-        let Some(found) = self.webhooks() else { return Err(self.missing()) };
         let cas: Vec<_> = cas.collect();
-        for Webhook { name, ca_bundle } in found {
-            let bundle = Certificate::bundle(ca_bundle)
+        for Webhook { name, bundle } in self.webhooks()? {
+            let bundle = Certificate::bundle(bundle)
                 .map_err(|error| format!("the caBundle of webhook {name}: {error}"))?;
             if let Some(ca) = cas.iter().find(|ca| !bundle.contains(ca)) {
                 return Err(format!("the caBundle of webhook {name} lacks {}", ca.name));
@@ -129,16 +118,11 @@ impl Configuration {
     /// # Errors
     /// What to do if there is none.
     pub(crate) fn is_there(&self) -> Result<(), String> {
-        self.webhooks().map(drop).ok_or_else(|| self.missing())
+        self.webhooks().map(drop)
     }
 
-    fn webhooks(&self) -> Option<&[Webhook]> {
-        let found = self.found.as_ref().map(|found| &found.webhooks[..]);
-        found.filter(|webhooks| !webhooks.is_empty())
-    }
-
-    fn missing(&self) -> String {
-        format!("there is no {self} with a webhook: kubectl apply -k webhook-config/base")
+    fn webhooks(&self) -> Result<&[Webhook], String> {
+        self.seen.webhooks().map_err(|distrust| distrust.to_string())
     }
 
     /// Writes `bundle` into each webhook's `caBundle` where it differs, if nobody has changed the
@@ -147,20 +131,18 @@ impl Configuration {
     /// # Errors
     /// A conflict if somebody has, and whatever else the API server says.
     pub(crate) async fn set(&self, client: &Client, bundle: &str) -> kube::Result<bool> {
-        let Some(found) = &self.found else { return Ok(false) };
-        if found.webhooks.iter().all(|webhook| webhook.ca_bundle == bundle.as_bytes()) {
+        let webhooks = self.seen.webhooks.iter().flatten();
+        if webhooks.clone().all(|webhook| webhook.bundle == bundle.as_bytes()) {
             return Ok(false);
         }
         let ca_bundle = BASE64_STANDARD.encode(bundle);
-        let webhooks: Vec<_> = found
-            .webhooks
-            .iter()
+        let webhooks: Vec<_> = webhooks
             .map(|Webhook { name, .. }| json!({"name": name, "clientConfig": {"caBundle": ca_bundle}}))
             .collect();
         let patch = json!({
             "apiVersion": self.resource.api_version,
             "kind": self.resource.kind,
-            "metadata": {"name": WEBHOOK_CONFIGURATION, "resourceVersion": found.resource_version},
+            "metadata": {"name": WEBHOOK_CONFIGURATION, "resourceVersion": self.resource_version},
             "webhooks": webhooks,
         });
         let api: Api<DynamicObject> = Api::all_with(client.clone(), &self.resource);

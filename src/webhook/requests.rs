@@ -6,14 +6,14 @@ use super::{
     connections::{Connection, Phase},
 };
 use crate::{
-    admission::{self, Answer, Decision, Endpoint, Verdict},
+    admission::{self, Answer, Decision, Endpoint, Knowledge, Verdict},
     allowed::Allowed,
 };
 use futures::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::{Bytes, Incoming},
+    body::{Body as _, Bytes, Incoming},
     header::{self, HeaderValue},
 };
 use std::{mem, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -164,6 +164,8 @@ impl Requests {
         &self,
         mut body: Incoming,
     ) -> Result<(Bytes, Option<OwnedSemaphorePermit>), Refused> {
+        // What has a length has been found to be within bounds.
+        let expected = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
         // Most come in one piece, which then is not copied.
         let (mut first, mut all, mut held) = (Bytes::new(), Vec::new(), None);
         while let Some(frame) = body.frame().await {
@@ -182,7 +184,8 @@ impl Requests {
                 continue;
             }
             if all.is_empty() {
-                all = Vec::from(mem::take(&mut first));
+                all = Vec::with_capacity(expected.unwrap_or(length));
+                all.extend_from_slice(&mem::take(&mut first));
             }
             all.extend_from_slice(&data);
         }
@@ -211,7 +214,8 @@ impl Requests {
             Ok(review) => review,
             Err(answer) => return answer,
         };
-        let Some(knowledge) = (self.knowledge)(review.name(), review.object_uid()) else {
+        let known = review.need().map_or_else(|| Some(Knowledge::default()), &*self.knowledge);
+        let Some(knowledge) = known else {
             return later("the operator has just started and does not know the cluster yet");
         };
         match review.decide(&knowledge, &self.allowed) {

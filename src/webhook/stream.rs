@@ -8,17 +8,20 @@ use std::{
     task::{Context, Poll, ready},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
+
+/// rustls reads 4 KiB at a time, of which each would be a system call.
+pub(super) type Tls = TlsStream<BufReader<TcpStream>>;
 
 /// A TLS stream that tells its [`Connection`] when something arrives, and that is closed in two
 /// steps: our end first, and all of it when the client has closed its own. If a socket is closed
 /// while something unread waits in it, as the rest of a body that is too large, the client gets a
 /// reset, which may destroy the answer on its way.
 pub(super) struct Stream {
-    tls: TlsStream<TcpStream>,
+    tls: Tls,
     connection: Arc<Connection>,
     our_end: OurEnd,
 }
@@ -31,7 +34,7 @@ enum OurEnd {
 }
 
 impl Stream {
-    pub(super) fn new(tls: TlsStream<TcpStream>, connection: Arc<Connection>) -> Self {
+    pub(super) fn new(tls: Tls, connection: Arc<Connection>) -> Self {
         Self { tls, connection, our_end: OurEnd::Open }
     }
 }

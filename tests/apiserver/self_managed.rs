@@ -395,6 +395,42 @@ async fn t3_the_doctor_tells_which_half_is_stale_and_rotate_asks_for_a_new_ca() 
     assert!(stale.len() == 2 && stale[0].contains(KINDS[1]), "{text}");
 }
 
+#[tokio::test]
+async fn t3_the_doctor_tells_whether_mounted_files_fit_the_bundles() {
+    let world = World::start().await;
+    let folder = world.cluster.plane.dir().join("mounted");
+    let path = folder.to_str().expect("text");
+    let doctor = async || certs(&world, &["doctor", "--cert-dir", path]).await;
+    let generate = async || certs(&world, &["generate", "--force", "--out", path]).await.0;
+    let stale = |text: &str| {
+        let lines = text.lines().filter(|line| line.starts_with("STALE"));
+        lines.map(|line| line["STALE  ".len()..].to_owned()).collect::<Vec<_>>()
+    };
+    let (code, text) = doctor().await;
+    assert!(code == Some(2) && text.contains("cannot read") && text.contains("tls.crt"), "{text}");
+
+    assert_eq!(generate().await, Some(0));
+    let (code, text) = doctor().await;
+    assert!(code == Some(1) && stale(&text).iter().all(|l| l.contains("no caBundle")), "{text}");
+    let ca = std::fs::read(folder.join("ca.crt")).expect("a CA");
+    for kind in KINDS {
+        world.set_bundle(kind, &json!(ByteString(ca.clone()))).await;
+    }
+    let (code, text) = doctor().await;
+    assert!(code == Some(0) && text.lines().all(|line| line.starts_with("ok")), "{text}");
+    world.wipe(KINDS[1]).await;
+    let (code, text) = doctor().await;
+    assert!(matches!(&stale(&text)[..], [one] if one.starts_with(KINDS[1])), "{code:?} {text}");
+
+    // Another CA, which no bundle has heard of.
+    assert_eq!(generate().await, Some(0));
+    let (code, text) = doctor().await;
+    assert!(code == Some(1) && stale(&text)[0].contains("does not verify"), "{text}");
+    std::fs::write(folder.join("tls.key"), "no key").expect("written");
+    let (code, text) = doctor().await;
+    assert!(code == Some(1) && stale(&text)[0].starts_with("tls.crt and tls.key"), "{text}");
+}
+
 /// A TLS server that presents what is served, for any number of handshakes.
 async fn serve(serving: Serving) -> String {
     let config = rustls::ServerConfig::builder_with_provider(

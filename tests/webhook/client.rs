@@ -196,12 +196,14 @@ pub(crate) fn create(name: &str) -> Bytes {
 }
 
 fn review(operation: &str, name: &str, padding: usize) -> Bytes {
-    let object = json!({
-        "apiVersion": format!("{GROUP}/v1alpha1"),
-        "kind": "KSMScale",
-        "metadata": { "name": name, "annotations": { "padding": "x".repeat(padding) } },
-        "spec": { "nodesPerMonitor": 15 },
-    });
+    let of = |nodes_per_monitor: i32| {
+        json!({
+            "apiVersion": format!("{GROUP}/v1alpha1"),
+            "kind": "KSMScale",
+            "metadata": { "name": name, "annotations": { "padding": "x".repeat(padding) } },
+            "spec": { "nodesPerMonitor": nodes_per_monitor },
+        })
+    };
     let request = json!({
         "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
         "kind": { "group": GROUP, "version": "v1alpha1", "kind": "KSMScale" },
@@ -209,8 +211,8 @@ fn review(operation: &str, name: &str, padding: usize) -> Bytes {
         "name": name,
         "operation": operation,
         "userInfo": { "username": "somebody" },
-        "oldObject": if operation == "UPDATE" { object.clone() } else { Value::Null },
-        "object": object,
+        "oldObject": if operation == "UPDATE" { of(15) } else { Value::Null },
+        "object": of(20),
     });
     let review = json!({
         "apiVersion": "admission.k8s.io/v1",

@@ -3,7 +3,7 @@
 use crate::{apiserver::ApiServer, certificates::Authority};
 use devcluster::eventually;
 use ksm_scale_operator::{
-    admission::Knowledge,
+    admission::{Knowledge, Need},
     allowed::Allowed,
     readiness::Readiness,
     server::BindAddress,
@@ -80,8 +80,8 @@ impl Webhook {
         let mut config = kube::Config::new(apiserver.url.parse().unwrap());
         config.default_retry = false;
         let is_known = Arc::clone(&known);
-        let knowledge = move |name: &str, _: &str| {
-            assert!(name != PANICS, "on purpose");
+        let knowledge = move |need: Need<'_>| {
+            assert!(need != (Need::Surroundings { name: PANICS }), "on purpose");
             is_known.load(Ordering::SeqCst).then(Knowledge::default)
         };
         let (bound, address) = oneshot::channel();

@@ -10,12 +10,37 @@ use std::{
     cell::Cell,
     collections::VecDeque,
     fs,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     time::sleep,
 };
+
+/// What the kernel's timer of a server's connection from `client` will do, and in how many ticks
+/// (proc_net_tcp.txt of the kernel's documentation).
+fn timer(client: SocketAddr) -> Option<(String, u64)> {
+    let remote = format!("0100007F:{:04X}", client.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let timer = fields.filter(|fields| fields[2] == remote).map(|fields| fields[5]).next()?;
+    let (what, when) = timer.split_once(':')?;
+    Some((what.to_owned(), u64::from_str_radix(when, 16).unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn w6_a_silent_client_is_asked_whether_it_is_still_there() {
+    let webhook = Webhook::start(limits(|_| ())).await;
+    let stream = Client::of(&webhook).connect().await.unwrap();
+    let client = stream.get_ref().0.local_addr().unwrap();
+    eventually("keep-alive is what the timer waits for", DEADLINE, || async {
+        let (what, ticks) = timer(client)?;
+        (what == "02" && ticks <= 1_500).then_some(())
+    })
+    .await
+    .unwrap();
+}
 
 /// Sends `bytes` one at a time until the other side closes, and returns what came back.
 async fn trickle(stream: impl AsyncRead + AsyncWrite, bytes: &[u8]) -> String {

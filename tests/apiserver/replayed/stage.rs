@@ -4,7 +4,7 @@ use crate::support::*;
 use devcluster::Balancer;
 use jiff::Timestamp;
 use ksm_scale_operator::{
-    admission::Knowledge,
+    admission::{Knowledge, Need},
     allowed::Allowed,
     certificates::{Authority, LeafRequest, server_names},
     manifests,
@@ -96,7 +96,7 @@ impl<'c> Stage<'c> {
         config.default_retry = false;
         let serving = self.serving.clone();
         let knowledge = Arc::clone(&self.knowledge);
-        let knowledge = Arc::new(move |_: &str, _: &str| knowledge.lock().ok().map(|k| k.clone()));
+        let knowledge = Arc::new(move |_: Need<'_>| knowledge.lock().ok().map(|k| k.clone()));
         let options = Options {
             min_tls_version: TlsVersion::V1_3,
             client_ca: None,

@@ -8,8 +8,8 @@ impl World {
         self.set_bundle(kind, &Value::Null).await;
     }
 
-    async fn set_bundle(&self, kind: &str, bundle: &Value) {
-        let op = if bundle.is_null() { "remove" } else { "replace" };
+    pub(super) async fn set_bundle(&self, kind: &str, bundle: &Value) {
+        let op = if bundle.is_null() { "remove" } else { "add" };
         let patch = json!([
             {"op": op, "path": "/webhooks/0/clientConfig/caBundle", "value": bundle}
         ]);
