@@ -151,7 +151,7 @@ impl Stage {
     }
 
     /// Ends with what every test ends with.
-    fn end(self, what: &str) {
+    fn end(&self, what: &str) {
         if let Some(nodes) = &self.nodes {
             nodes.abort();
         }
@@ -174,6 +174,7 @@ async fn s2_s3_what_a_killed_replica_had_is_taken_over_after_its_lease_and_worke
     replicas.pop().expect("c").kill();
     let killed = Instant::now();
     let gap = stage.until_shared_by(&["a", "b"]).await - killed;
+    stage.end("SIGKILL");
     println!("SIGKILL: {share} KSMScales without an owner for at most {gap:?}");
     assert!(gap < LEASE + SLACK, "{gap:?}");
     assert!(gap > LEASE / 2, "{gap:?}: nobody else may act before");
@@ -192,7 +193,6 @@ async fn s2_s3_what_a_killed_replica_had_is_taken_over_after_its_lease_and_worke
         assert!((sum - total).abs() < 0.1, "{metric}: {all:?}");
     }
     assert!(owned(MEMBERS).await.iter().all(|n| (n - 2.0).abs() < 0.1));
-    stage.end("SIGKILL");
 }
 
 #[tokio::test]
@@ -204,10 +204,10 @@ async fn s2_s3_sigterm_hands_over_in_well_under_a_second() {
     println!("SIGTERM: ended after {:?}", terminated.elapsed());
     assert!(status.success(), "{status}");
     let gap = stage.until_shared_by(&["a", "b"]).await - terminated;
+    stage.end("SIGTERM");
     println!("SIGTERM: {share} KSMScales without an owner for at most {gap:?}");
     assert!(gap < Duration::from_secs(1) + SLACK, "{gap:?}");
     assert_no_failure(&replicas);
-    stage.end("SIGTERM");
 }
 
 #[tokio::test]
