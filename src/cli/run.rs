@@ -23,7 +23,10 @@ use jiff::Timestamp;
 use kube::{Client, Config};
 use prometheus_client::registry::Registry;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 
 /// How long a call may wait for the API server to answer. Above its own 60 s limit nothing would
@@ -80,6 +83,16 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// Where probes and metrics are asked for.
+    fn listen(&self) -> anyhow::Result<[TcpListener; 2]> {
+        let health = self.health_probe_bind_address.bind();
+        let metrics = self.metrics_bind_address.bind();
+        Ok([
+            health.context("cannot listen on --health-probe-bind-address")?,
+            metrics.context("cannot listen on --metrics-bind-address")?,
+        ])
+    }
+
     fn settings(&self) -> Settings {
         Settings {
             settle: self.settle_time,
@@ -106,31 +119,20 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {
-    let mut config = Config::infer()
-        .await
-        .context("cannot find a cluster: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
     let settings = args.settings();
     let allowed = args.allowed.allowed();
     let (requests, certificates) = (webhook::Metrics::default(), CertificateMetrics::default());
     let pod = args.sharding.pod();
     let name = pod.name.clone();
-    // Says in an audit log which replica it was.
-    let agent = format!("{OPERATOR}/{} ({name})", env!("CARGO_PKG_VERSION"));
-    config.headers.push((USER_AGENT, agent.parse().context("--pod-name cannot be a name")?));
-    let member = args.sharding.builder(config.clone(), pod)?;
+    let config = cluster(&name).await?;
     let mut sharding = Registry::default();
-    let member = member.metrics(&mut sharding);
+    let member = args.sharding.builder(config.clone(), pod)?.metrics(&mut sharding);
     let metrics = Metrics::with(sharding, |registry| {
         requests.register(registry);
         certificates.register(registry);
     });
     let readiness = Readiness::default();
-    let health = args
-        .health_probe_bind_address
-        .bind()
-        .context("cannot listen on --health-probe-bind-address")?;
-    let scrape =
-        args.metrics_bind_address.bind().context("cannot listen on --metrics-bind-address")?;
+    let [health, scrape] = args.listen()?;
     let stop = stop_on_signal()?;
     // The servers outlive the controller: whoever asks during the shutdown gets an answer.
     let servers = CancellationToken::new();
@@ -172,12 +174,23 @@ async fn run(args: Run) -> anyhow::Result<()> {
         let controller = controller.map(Ok::<_, membership::Error>);
         tokio::try_join!(controller, member.run(joined, stop.clone())).map(drop)
     };
-    run_both(work, webhook, &idle).await?;
+    Box::pin(run_both(work, webhook, &idle)).await?;
     servers.cancel();
     health.await??;
     scrape.await??;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// How to reach the cluster, as the replica of this name.
+async fn cluster(name: &str) -> anyhow::Result<Config> {
+    let mut config = Config::infer()
+        .await
+        .context("cannot find a cluster: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
+    // Says in an audit log which replica it was.
+    let agent = format!("{OPERATOR}/{} ({name})", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, agent.parse().context("--pod-name cannot be a name")?));
+    Ok(config)
 }
 
 /// The controller's work, and the webhook until it has ended after it. The webhook has no reason to
