@@ -54,7 +54,7 @@ impl State {
         self.last_owner.map(|last| order.iter().position(|at| *at == last)).hash(state);
         for lease in &server {
             lease.is_some().hash(state);
-            for lease in lease {
+            if let Some(lease) = lease {
                 view.lease(lease, state);
             }
         }
@@ -64,7 +64,7 @@ impl State {
         }
         for (at, member) in order.iter().map(|at| &self.members[*at]).enumerate() {
             (member.incarnation, member.seen, member.process.is_some()).hash(state);
-            for process in &member.process {
+            if let Some(process) = &member.process {
                 process.hash_in(&view, state);
             }
             let on = |on: Precondition| match on {
@@ -81,7 +81,7 @@ impl State {
             let outstanding = member.outstanding.as_ref();
             outstanding.map(|(write, what)| (on(write.on), outcome(what))).hash(state);
             member.late.as_ref().map(|write| on(write.on)).hash(state);
-            for write in &member.late {
+            if let Some(write) = &member.late {
                 view.record(at, &write.record, state);
             }
         }
