@@ -271,7 +271,7 @@ async fn reconcile(
     let span = tracing::info_span!("reconcile", ksmscale = name, reconcile_id = id);
     let started = Instant::now();
     let client = guard.client(&ctx.connections);
-    let work = work(&ctx, &client, &name).instrument(span.clone());
+    let work = Box::pin(work(&ctx, &client, &name).instrument(span.clone()));
     let result = guard.run(tokio::time::timeout(LIMIT, survive(work))).await;
     let _entered = span.enter();
     let result = match result.map(|result| result.unwrap_or(Err(Error::TooLong))) {

@@ -196,11 +196,12 @@ impl Member {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube::core::{ObjectMeta, PartialObjectMetaExt as _};
 
     #[test]
     fn s3_what_is_gained_is_what_is_guarded() {
-        let mut scale = PartialObjectMeta::<KSMScale>::default();
-        scale.metadata.name = Some("dev".into());
+        let meta = ObjectMeta { name: Some("dev".into()), ..ObjectMeta::default() };
+        let scale: PartialObjectMeta<KSMScale> = meta.into_response_partial();
         assert_eq!(Key::of(&scale), scale_key("dev"));
         assert_ne!(Duty::WebhookCa.key(), Duty::NodeCount.key());
     }

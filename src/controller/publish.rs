@@ -70,7 +70,7 @@ pub(super) async fn events(client: &Client, name: &str, uid: &str, notes: Vec<No
         match recorder.publish(&event, &regarding).await {
             Err(error) if is_refused(&error) => return,
             Err(error) => tracing::warn!(%error, reason = event.reason, "event not sent"),
-            Ok(_) => {}
+            Ok(()) => {}
         }
     }
 }

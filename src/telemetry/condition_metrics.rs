@@ -62,7 +62,9 @@ impl ConditionMetrics {
     pub(super) fn retain(&self, ours: &dyn Fn(&str) -> bool) {
         let lock = || self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let lost: Vec<_> = lock().keys().filter(|name| !ours(name)).cloned().collect();
-        lost.iter().for_each(|name| self.forget(name));
+        for name in &lost {
+            self.forget(name);
+        }
     }
 
     fn count(&self, name: &str, now: Vec<ConditionLabels>) {

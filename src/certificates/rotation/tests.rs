@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::time::Duration;
 use world::{CA, LEAF, SKEW, SOAK, World, at, lifetimes};
 
 mod world;

@@ -3,6 +3,7 @@
 
 use super::super::*;
 use crate::certificates::LeafRequest;
+use std::time::Duration;
 
 pub(super) const SOAK: i64 = 60;
 pub(super) const LEAF: i64 = 600;
