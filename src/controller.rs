@@ -271,8 +271,8 @@ async fn reconcile(
     let span = tracing::info_span!("reconcile", ksmscale = name, reconcile_id = id);
     let started = Instant::now();
     let client = guard.client(&ctx.connections);
-    let work = Box::pin(survive(work(&ctx, &client, &name).instrument(span.clone())));
-    let result = guard.run(tokio::time::timeout(LIMIT, work)).await;
+    let work = Box::pin(work(&ctx, &client, &name).instrument(span.clone()));
+    let result = guard.run(tokio::time::timeout(LIMIT, survive(work))).await;
     let _entered = span.enter();
     let result = match result.map(|result| result.unwrap_or(Err(Error::TooLong))) {
         Err(Lost) | Ok(Err(Error::NotOurs)) => {

@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn s3_what_is_gained_is_what_is_guarded() {
         let meta = ObjectMeta { name: Some("dev".into()), ..ObjectMeta::default() };
-        let scale = meta.into_response_partial::<KSMScale>();
+        let scale: PartialObjectMeta<KSMScale> = meta.into_response_partial();
         assert_eq!(Key::of(&scale), scale_key("dev"));
         assert_ne!(Duty::WebhookCa.key(), Duty::NodeCount.key());
     }

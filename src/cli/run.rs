@@ -17,7 +17,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use clap::Args;
-use futures::FutureExt as _;
+use futures::{FutureExt as _, TryFutureExt as _, future};
 use http::header::USER_AGENT;
 use jiff::Timestamp;
 use kube::{Client, Config};
@@ -119,12 +119,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {
-    let settings = args.settings();
-    let allowed = args.allowed.allowed();
-    let (requests, certificates) = (webhook::Metrics::default(), CertificateMetrics::default());
     let pod = args.sharding.pod();
     let name = pod.name.clone();
     let config = cluster(&name).await?;
+    let settings = args.settings();
+    let allowed = args.allowed.allowed();
+    let (requests, certificates) = (webhook::Metrics::default(), CertificateMetrics::default());
     let mut sharding = Registry::default();
     let member = args.sharding.builder(config.clone(), pod)?.metrics(&mut sharding);
     let metrics = Metrics::with(sharding, |registry| {
@@ -132,7 +132,10 @@ async fn run(args: Run) -> anyhow::Result<()> {
         certificates.register(registry);
     });
     let readiness = Readiness::default();
-    let [health, scrape] = args.listen()?;
+    let health = args.health_probe_bind_address.bind();
+    let health = health.context("cannot listen on --health-probe-bind-address")?;
+    let scrape = args.metrics_bind_address.bind();
+    let scrape = scrape.context("cannot listen on --metrics-bind-address")?;
     let stop = stop_on_signal()?;
     // The servers outlive the controller: whoever asks during the shutdown gets an answer.
     let servers = CancellationToken::new();
@@ -170,11 +173,8 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let health =
         tokio::spawn(server::serve(health, server::health(readiness.clone()), servers.clone()));
     // The work is handed over while the controller ends, and both before the webhook does.
-    let work = async {
-        let controller = controller.map(Ok::<_, membership::Error>);
-        tokio::try_join!(controller, member.run(joined, stop.clone())).map(drop)
-    };
-    Box::pin(run_both(work, webhook, &idle)).await?;
+    let work = future::try_join(controller.map(Ok), member.run(joined, stop.clone()));
+    run_both(Box::pin(work.map_ok(drop)), webhook, &idle).await?;
     servers.cancel();
     health.await??;
     scrape.await??;
@@ -182,14 +182,13 @@ async fn run(args: Run) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How to reach the cluster, as the replica of this name.
+/// Where the cluster is. Each request says which replica it was, for an audit log.
 async fn cluster(name: &str) -> anyhow::Result<Config> {
     let mut config = Config::infer()
         .await
         .context("cannot find a cluster: set KUBECONFIG, or run in a pod with a ServiceAccount")?;
-    // Says in an audit log which replica it was.
     let agent = format!("{OPERATOR}/{} ({name})", env!("CARGO_PKG_VERSION"));
-    config.headers.push((USER_AGENT, agent.parse().context("--pod-name cannot be a name")?));
+    config.headers.push((USER_AGENT, agent.parse().context("--pod-name is no name")?));
     Ok(config)
 }
 

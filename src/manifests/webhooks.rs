@@ -97,3 +97,19 @@ pub(super) fn match_conditions(conditions: &[MatchCondition]) -> Value {
         .map(|(name, expression)| json!({"name": name, "expression": expression}))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A renewal that waited for a webhook of ours would end ownership whenever webhooks are slow.
+    #[test]
+    fn s1_w3_no_webhook_is_called_for_a_lease() {
+        for configuration in [mutating(), validating()] {
+            for rule in configuration["webhooks"][0]["rules"].as_array().unwrap() {
+                assert_eq!(rule["apiGroups"], json!([GROUP]));
+                assert_eq!(rule["resources"], json!(["ksmscales"]));
+            }
+        }
+    }
+}

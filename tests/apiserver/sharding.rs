@@ -7,11 +7,14 @@
 use crate::support::*;
 use devcluster::{Fault, FaultProxy, Signal};
 use ksm_scale_operator::names::{OPERATOR, OPERATOR_NAMESPACE};
-use kube::{ResourceExt, api::ListParams};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+};
 use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use tokio::task::JoinHandle;
@@ -97,7 +100,7 @@ impl Stage {
         self.replica_by(&self.kubeconfig().await, name, args).await
     }
 
-    async fn replica_by(&self, kubeconfig: &PathBuf, name: &str, args: &[&str]) -> Operator {
+    async fn replica_by(&self, kubeconfig: &Path, name: &str, args: &[&str]) -> Operator {
         let pod = ["--pod-name", name, "--pod-uid", name];
         let all = [&pod, args, &["--manage-service-account", "false"]].concat();
         Operator::start(&self.cluster.plane, kubeconfig, &all).await
@@ -111,9 +114,9 @@ impl Stage {
         self.nodes = Some(tokio::spawn(async move {
             loop {
                 // The API server may be away.
-                let _ = nodes.create(&Default::default(), &node).await;
+                let _ = nodes.create(&PostParams::default(), &node).await;
                 tokio::time::sleep(PERIOD).await;
-                let _ = nodes.delete("moving", &Default::default()).await;
+                let _ = nodes.delete("moving", &DeleteParams::default()).await;
                 tokio::time::sleep(PERIOD).await;
             }
         }));
@@ -334,7 +337,9 @@ async fn s2_a_rolling_update_has_one_owner_at_a_time_and_moves_each_ksmscale_onc
     stage.move_nodes();
     let _new = roll(&stage, old, &["d", "e", "f"], &["--pod-template-hash", "new"]).await;
     let mut moves = stage.witness.moves();
-    moves.iter_mut().for_each(|(scale, moves)| *moves -= before.get(scale).unwrap_or(&0));
+    for (scale, moves) in &mut moves {
+        *moves -= before.get(scale).unwrap_or(&0);
+    }
     let often: Vec<_> = moves.iter().filter(|(_, moves)| **moves != 1).collect();
     println!("rolling update: {} of {} moved not just once: {often:?}", often.len(), moves.len());
     assert!(often.is_empty() && moves.len() == SCALES, "{moves:?}");

@@ -69,7 +69,7 @@ impl Witness {
         for line in log.lines() {
             // The last line may not be complete yet.
             let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
-            if !event["responseStatus"]["code"].as_u64().is_some_and(|code| code < 300) {
+            if event["responseStatus"]["code"].as_u64().is_none_or(|code| code >= 300) {
                 continue;
             }
             let object = &event["responseObject"];
@@ -165,7 +165,8 @@ impl Claims {
         }
         let bit = |p: u32| claims.get(p as usize / 8).is_some_and(|byte| byte >> (p % 8) & 1 == 1);
         self.since.retain(|partition, _| bit(*partition));
-        for partition in (0..claims.len() as u32 * 8).filter(|p| bit(*p)) {
+        // As many as there can be: a Lease holds no more.
+        for partition in (0..1 << 16).filter(|p| bit(*p)) {
             self.since.entry(partition).or_insert(revision);
         }
     }
