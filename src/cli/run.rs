@@ -132,10 +132,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
         certificates.register(registry);
     });
     let readiness = Readiness::default();
-    let health = args.health_probe_bind_address.bind();
-    let health = health.context("cannot listen on --health-probe-bind-address")?;
-    let scrape = args.metrics_bind_address.bind();
-    let scrape = scrape.context("cannot listen on --metrics-bind-address")?;
+    let [health, scrape] = args.listen()?;
     let stop = stop_on_signal()?;
     // The servers outlive the controller: whoever asks during the shutdown gets an answer.
     let servers = CancellationToken::new();
