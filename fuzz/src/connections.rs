@@ -14,8 +14,14 @@ use ksm_scale_operator::{
 use rustls::{ClientConfig, RootCertStore, pki_types::pem::PemObject as _};
 use serde_json::{Value, json};
 use std::{
+    cell::Cell,
     net::SocketAddr,
-    sync::{Arc, LazyLock},
+    panic,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 use tokio::{
@@ -32,6 +38,9 @@ const NAME: &str = "webhook.monitoring.svc";
 /// No limit of the server's that matters here is half as long.
 const SOON: Duration = Duration::from_secs(20);
 
+/// Longer than the server takes to give up on what does not come.
+const SILENCE: Duration = Duration::from_millis(80);
+
 /// One server for all inputs, and another client of it, whose one connection has to last.
 struct World {
     runtime: Runtime,
@@ -40,9 +49,21 @@ struct World {
     other: Mutex<TlsStream<TcpStream>>,
 }
 
+const WORKER: &str = "webhook-server";
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
 static WORLD: LazyLock<World> = LazyLock::new(|| {
+    // A panic that ends a connection looks like the server hanging up.
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if thread::current().name() == Some(WORKER) {
+            PANICKED.store(true, Ordering::SeqCst);
+        }
+        before(info);
+    }));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
+        .thread_name(WORKER)
         .enable_all()
         .build()
         .expect("a runtime");
@@ -128,23 +149,36 @@ pub fn connections(input: &[u8]) {
         served(&mut *other.lock().await).await;
     };
     runtime.block_on(async { timeout(SOON, all).await.expect("an end, soon") });
+    assert!(!PANICKED.load(Ordering::SeqCst), "the server panicked");
 }
 
-/// Sends pieces of `size` bytes and closes our end; then everything that comes back.
+/// Sends pieces of `size` bytes, hears what comes back, and closes when nothing more comes: for a
+/// client that closes at once the server does nothing.
 async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8], size: usize) -> Vec<u8> {
     let (mut from, mut to) = tokio::io::split(stream);
+    let sent = Cell::new(false);
     let send = async {
         for piece in bytes.chunks(size.max(1)) {
             // The server may hang up at any time.
             if to.write_all(piece).await.and(to.flush().await).is_err() {
-                return;
+                break;
             }
         }
-        let _ = to.shutdown().await;
+        sent.set(true);
     };
     let mut heard = Vec::new();
-    let hear = async { drop(from.read_to_end(&mut heard).await) };
+    let hear = async {
+        loop {
+            match timeout(SILENCE, from.read_buf(&mut heard)).await {
+                Ok(Ok(1..)) => {}
+                Err(_) if !sent.get() => {}
+                _ => break,
+            }
+        }
+    };
     tokio::join!(send, hear);
+    let _ = to.shutdown().await;
+    let _ = from.read_to_end(&mut heard).await;
     heard
 }
 

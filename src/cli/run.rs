@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use clap::Args;
 use futures::{FutureExt as _, TryFutureExt as _, future};
 use http::header::USER_AGENT;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::{Client, Config};
 use prometheus_client::registry::Registry;
 use std::time::Duration;
@@ -113,9 +113,9 @@ impl Run {
 
 /// A duration as Go and Kubernetes write it, such as 1m30s.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let duration: kube::core::Duration =
+    let duration: SignedDuration =
         text.parse().map_err(|error| format!("{error}; write it like 30s or 1m30s"))?;
-    if duration.is_negative() { Err("must not be negative".into()) } else { Ok(duration.into()) }
+    Duration::try_from(duration).map_err(|_| "must not be negative".into())
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {
@@ -237,4 +237,23 @@ fn stop_on_signal() -> anyhow::Result<CancellationToken> {
         std::process::exit(130);
     });
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn o1_durations_are_written_as_kubernetes_writes_them_and_nothing_else_is_taken() {
+        let millis = |text| duration(text).map(|duration| duration.as_millis());
+        for (text, expected) in
+            [("30s", 30_000), ("1m30s", 90_000), ("1.5s", 1_500), ("168h", 604_800_000), ("0s", 0)]
+        {
+            assert_eq!(millis(text), Ok(expected), "{text}");
+        }
+        let endless = format!("{}h", "9".repeat(40));
+        for text in ["", "30", "-30s", "thirty", &endless] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ use hyper::{
     body::{Body as _, Bytes, Incoming},
     header::{self, HeaderValue},
 };
+use jiff::SignedDuration;
 use std::{mem, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -251,9 +252,9 @@ fn is_json(media_type: &HeaderValue) -> bool {
 fn time_to_answer(query: Option<&str>) -> Duration {
     let mut parameters = query.unwrap_or_default().split('&');
     let asked = parameters.find_map(|parameter| parameter.strip_prefix("timeout="));
-    let asked = asked.and_then(|text| text.parse::<kube::core::Duration>().ok());
-    let timeout =
-        asked.filter(|asked| !asked.is_negative()).map_or(DEFAULT_TIMEOUT, Duration::from);
+    let asked = asked.and_then(|text| text.parse::<SignedDuration>().ok());
+    let asked = asked.and_then(|asked| Duration::try_from(asked).ok());
+    let timeout = asked.unwrap_or(DEFAULT_TIMEOUT);
     let timeout = timeout.min(LONGEST_TIMEOUT);
     timeout.saturating_sub(MARGIN.min(timeout / 4))
 }
@@ -309,7 +310,8 @@ mod tests {
         assert_eq!(millis("a=b&timeout=1s"), 750);
         assert_eq!(millis("timeout=0s"), 0);
         assert_eq!(millis("timeout=1h"), 29_500);
-        for not_said in ["", "timeout=-5s", "timeout=x", "timeouts=1s"] {
+        let endless = format!("timeout={}h", "9".repeat(40));
+        for not_said in ["", "timeout=-5s", "timeout=x", "timeouts=1s", &endless] {
             assert_eq!(millis(not_said), 9500, "{not_said}");
         }
         assert_eq!(time_to_answer(None), Duration::from_millis(9500));
