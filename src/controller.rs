@@ -111,7 +111,7 @@ pub enum Error {
     /// The status could not be written. The work was done.
     #[error("cannot write the status")]
     PublishStatus(#[source] kube::Error),
-    /// It took longer than [`LIMIT`].
+    /// It took longer than a reconcile may.
     #[error("it took longer than {LIMIT:?}")]
     TooLong,
     /// A write was refused, since the KSMScale may be another replica's by now. No failure.

@@ -59,7 +59,8 @@ async fn new_pods_become(cluster: &Cluster, fate: Fate) {
 
 async fn labels(cluster: &Cluster, label: &str) -> Vec<Option<String>> {
     let pods = cluster.pods("monitoring").list(&ListParams::default()).await.expect("pods");
-    pods.items.iter().map(|p| p.labels().get(label).cloned()).collect()
+    let here = pods.items.iter().filter(|p| p.metadata.deletion_timestamp.is_none());
+    here.map(|p| p.labels().get(label).cloned()).collect()
 }
 
 #[tokio::test]
