@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["rules"],
     &["crd"],
     &["validate", "coverage", "certificates"],
-    &["observed", "allowed"],
+    &["observed", "allowed", "audit", "exposition", "exposure"],
     &["plan"],
     &["status", "warnings", "forecast", "source"],
     &["admission", "readiness"],
@@ -43,6 +43,9 @@ const PURE: &[&str] = &[
     "forecast",
     "source",
     "certificates",
+    "audit",
+    "exposition",
+    "exposure",
 ];
 
 fn root() -> &'static Path {
