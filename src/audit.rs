@@ -11,7 +11,9 @@ use crate::coverage::{Slice, shard_of};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    time::Duration,
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Looks in a row that a pod has to fail, each confirmed by a second one, before it is replaced
 /// (V5).
@@ -32,7 +34,16 @@ pub struct Answer {
     /// What it says it exposes, on its telemetry port. `None` if it says nothing.
     pub says: Option<Slice>,
     /// The nodes it exposes, once for each time; or why that is not known.
-    pub nodes: Result<Vec<String>, String>,
+    pub nodes: Result<Vec<String>, Silence>,
+}
+
+/// Why it is not known what a pod exposes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// It cannot be reached from here, which is not its fault: the kubelet reaches it.
+    Unreachable(String),
+    /// It does not answer as a whole.
+    NoAnswer,
 }
 
 /// What is wrong with a pod.
@@ -52,6 +63,21 @@ pub enum Fault {
     Ghost(String),
 }
 
+impl Fault {
+    /// The kind, for metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NoAnswer => "no_answer",
+            Self::OtherShard => "other_shard",
+            Self::Missing(_) => "missing",
+            Self::Repeated(_) => "repeated",
+            Self::Foreign(_) => "foreign",
+            Self::Ghost(_) => "ghost",
+        }
+    }
+}
+
 /// What is wrong in one look: faults by pod.
 pub type Faults = BTreeMap<String, BTreeSet<Fault>>;
 
@@ -68,6 +94,15 @@ pub struct Exposure {
     pub duplicated: u32,
     /// Exposed by a pod of another shard, or not existing.
     pub foreign: u32,
+}
+
+/// What an audit has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The nodes, counted.
+    pub exposure: Exposure,
+    /// What is wrong, by the names of pods.
+    pub faults: Vec<(String, BTreeSet<Fault>)>,
 }
 
 /// One look at all pods of a KSMScale, between two looks at the nodes.
@@ -95,7 +130,11 @@ impl Look {
     }
 
     fn faults_of(&self, answer: &Answer) -> BTreeSet<Fault> {
-        let Ok(nodes) = &answer.nodes else { return [Fault::NoAnswer].into() };
+        let nodes = match &answer.nodes {
+            Ok(nodes) => nodes,
+            Err(Silence::NoAnswer) => return [Fault::NoAnswer].into(),
+            Err(Silence::Unreachable(_)) => return BTreeSet::new(),
+        };
         let mut faults = BTreeSet::new();
         if answer.says.is_some_and(|says| says != answer.told) {
             faults.insert(Fault::OtherShard);
@@ -117,6 +156,31 @@ impl Look {
         let ghosts = times.into_keys().filter(|name| !known(name));
         faults.extend(ghosts.map(|name| Fault::Ghost(name.to_owned())));
         faults
+    }
+
+    /// Why a pod cannot be reached, if so.
+    #[must_use]
+    pub fn unreachable(&self) -> Option<&str> {
+        self.answers.iter().find_map(|answer| match &answer.nodes {
+            Err(Silence::Unreachable(cause)) => Some(&**cause),
+            _ => None,
+        })
+    }
+
+    /// Whether no pod can be reached, so that this look says nothing.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        self.answers.iter().all(|a| matches!(a.nodes, Err(Silence::Unreachable(_))))
+    }
+
+    /// What an audit has found, with those faults that are confirmed.
+    #[must_use]
+    pub fn report(&self, confirmed: &Faults) -> Report {
+        let of = |answer: &Answer| Some((answer.name.clone(), confirmed.get(&answer.pod)?.clone()));
+        Report {
+            exposure: self.exposure(confirmed),
+            faults: self.answers.iter().filter_map(of).collect(),
+        }
     }
 
     /// How the nodes are exposed, with those faults that are confirmed: what is not counts as if
@@ -230,6 +294,21 @@ pub fn describe(faults: &BTreeSet<Fault>) -> String {
         }
     }
     parts.join("; ")
+}
+
+/// How long to wait from one audit to the next: less than `interval` by up to a quarter, which
+/// differs from one KSMScale to another, so that not all are looked at together.
+#[must_use]
+pub fn pause(name: &str, interval: Duration) -> Duration {
+    let jitter = u32::try_from(xxh3_64(name.as_bytes()) % 256).unwrap_or(0);
+    interval * (1024 - jitter) / 1024
+}
+
+/// How long to wait before something that may be wrong is looked at again: as long as pods may
+/// take to hear of a node, but short against `interval`.
+#[must_use]
+pub fn recheck(interval: Duration) -> Duration {
+    (interval / 4).min(Duration::from_secs(15))
 }
 
 impl fmt::Display for Exposure {

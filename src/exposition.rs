@@ -41,9 +41,12 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Reads the next piece. `each` gets every series: name and labels as they are written, without
-    /// the value.
-    pub fn feed(&mut self, piece: &[u8], each: &mut impl FnMut(&[u8])) -> Result<(), Malformed> {
+    /// Reads the next piece. `each` gets every sample in it.
+    pub fn feed(
+        &mut self,
+        piece: &[u8],
+        each: &mut impl FnMut(Sample<'_>),
+    ) -> Result<(), Malformed> {
         let mut piece = piece;
         if !self.rest.is_empty() {
             let Some(end) = piece.iter().position(|&byte| byte == b'\n') else {
@@ -83,46 +86,59 @@ impl Exposition {
         Ok(())
     }
 
-    fn line(&mut self, line: &[u8], each: &mut impl FnMut(&[u8])) -> Result<(), Malformed> {
+    fn line(&mut self, line: &[u8], each: &mut impl FnMut(Sample<'_>)) -> Result<(), Malformed> {
         self.lines += 1;
         match line {
             b"# EOF" => self.marked = true,
             [] | [b'#', ..] => {}
-            _ => each(series(line).ok_or(Malformed::NoSample { line: self.lines })?),
+            _ => each(Sample::parse(line).ok_or(Malformed::NoSample { line: self.lines })?),
         }
         Ok(())
     }
 }
 
-/// The series of a sample. A label value may hold any character, so the label set ends with the
-/// last brace; after it come only numbers.
-fn series(line: &[u8]) -> Option<&[u8]> {
-    let name = line.iter().position(|&byte| byte == b'{' || byte == b' ')?;
-    let end = match line[name] {
-        b'{' => line.iter().rposition(|&byte| byte == b'}')? + 1,
-        _ => name,
-    };
-    let value = line[end..].strip_prefix(b" ")?;
-    (end > 0 && value.first().is_some_and(|&byte| byte != b' ')).then_some(&line[..end])
+/// One line of an exposition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample<'a> {
+    /// Name and labels, as they are written.
+    pub series: &'a [u8],
+    /// The value, and the time if there is one.
+    pub value: &'a [u8],
 }
 
-/// The value of a label of a series, if it has that name and no character that is escaped.
-#[must_use]
-pub fn label<'a>(series: &'a [u8], family: &str, name: &str) -> Option<&'a str> {
-    let mut rest = series.strip_prefix(family.as_bytes())?.strip_prefix(b"{")?;
-    loop {
-        let equals = rest.iter().position(|&byte| byte == b'=')?;
-        let (key, value) = (&rest[..equals], rest[equals + 1..].strip_prefix(b"\"")?);
-        let mut escaped = false;
-        let end = value.iter().position(|&byte| {
-            let ends = byte == b'"' && !escaped;
-            escaped = byte == b'\\' && !escaped;
-            ends
-        })?;
-        if key == name.as_bytes() {
-            return std::str::from_utf8(&value[..end]).ok().filter(|v| !v.contains('\\'));
+impl<'a> Sample<'a> {
+    /// A label value may hold any character, so the label set ends with the last brace; after it
+    /// come only numbers.
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let name = line.iter().position(|&byte| byte == b'{' || byte == b' ')?;
+        let end = match line[name] {
+            b'{' => line.iter().rposition(|&byte| byte == b'}')? + 1,
+            _ => name,
+        };
+        let value = line[end..].strip_prefix(b" ")?;
+        let valued = value.first().is_some_and(|&byte| byte != b' ');
+        (end > 0 && valued).then_some(Self { series: &line[..end], value })
+    }
+
+    /// The value of label `name`, if the series is of this family and the value has no character
+    /// that is escaped.
+    #[must_use]
+    pub fn label(&self, family: &str, name: &str) -> Option<&'a str> {
+        let mut rest = self.series.strip_prefix(family.as_bytes())?.strip_prefix(b"{")?;
+        loop {
+            let equals = rest.iter().position(|&byte| byte == b'=')?;
+            let (key, value) = (&rest[..equals], rest[equals + 1..].strip_prefix(b"\"")?);
+            let mut escaped = false;
+            let end = value.iter().position(|&byte| {
+                let ends = byte == b'"' && !escaped;
+                escaped = byte == b'\\' && !escaped;
+                ends
+            })?;
+            if key == name.as_bytes() {
+                return std::str::from_utf8(&value[..end]).ok().filter(|v| !v.contains('\\'));
+            }
+            rest = value[end + 1..].strip_prefix(b",")?;
         }
-        rest = value[end + 1..].strip_prefix(b",")?;
     }
 }
 
@@ -134,8 +150,8 @@ mod tests {
     fn read(pieces: &[&[u8]], needs_mark: bool) -> Result<Vec<String>, Malformed> {
         let (mut exposition, mut found) = (Exposition::default(), Vec::new());
         for piece in pieces {
-            exposition.feed(piece, &mut |series| {
-                found.push(String::from_utf8_lossy(series).into_owned());
+            exposition.feed(piece, &mut |sample: Sample<'_>| {
+                found.push(String::from_utf8_lossy(sample.series).into_owned());
             })?;
         }
         exposition.end(needs_mark).map(|()| found)
@@ -179,11 +195,13 @@ mod tests {
 
     #[test]
     fn v3_a_label_is_found_by_its_whole_name_and_family() {
-        let series = br#"kube_node_info{node_x="1",os="a\"b,node=\"no",node="n1"}"#;
-        assert_eq!(label(series, "kube_node_info", "node"), Some("n1"));
-        assert_eq!(label(series, "kube_node", "node"), None);
-        assert_eq!(label(series, "kube_node_info", "os"), None, "it is escaped");
-        assert_eq!(label(series, "kube_node_info", "absent"), None);
+        let line = br#"kube_node_info{node_x="1",os="a\"b,node=\"no",node="n1"} 1"#;
+        let sample = Sample::parse(line).unwrap();
+        assert_eq!(sample.value, b"1");
+        assert_eq!(sample.label("kube_node_info", "node"), Some("n1"));
+        assert_eq!(sample.label("kube_node", "node"), None);
+        assert_eq!(sample.label("kube_node_info", "os"), None, "it is escaped");
+        assert_eq!(sample.label("kube_node_info", "absent"), None);
     }
 
     proptest! {
@@ -206,7 +224,7 @@ mod tests {
             let pieces: Vec<&[u8]> = pieces.iter().map(|p| &**p).collect();
             let _ = read(&pieces, true);
             for piece in pieces {
-                let _ = label(piece, "", "a");
+                let _ = Sample { series: piece, value: b"" }.label("", "a");
             }
         }
     }

@@ -8,12 +8,18 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Series that are to be found, and which of them were.
+/// Series that have to be found somewhere, and which of them were.
 #[derive(Clone, Debug, Default)]
 pub struct Series {
     hashes: Vec<u64>,
-    /// A bit for each.
-    found: Vec<u64>,
+    found: Marks,
+}
+
+/// Series that one answer holds. They count when it has arrived as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// A bit for each series.
+    bits: Vec<u64>,
 }
 
 impl FromIterator<u64> for Series {
@@ -21,7 +27,7 @@ impl FromIterator<u64> for Series {
         let mut hashes: Vec<u64> = hashes.into_iter().collect();
         hashes.sort_unstable();
         hashes.dedup();
-        let found = vec![0; hashes.len().div_ceil(64)];
+        let found = Marks { bits: vec![0; hashes.len().div_ceil(64)] };
         Self { hashes, found }
     }
 }
@@ -46,13 +52,26 @@ impl Series {
         self.hashes.is_empty()
     }
 
-    /// Marks one as found. Returns whether it is among them.
-    pub fn find(&mut self, hash: u64) -> bool {
+    /// Marks for the next answer.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        Marks { bits: vec![0; self.found.bits.len()] }
+    }
+
+    /// Marks a series, if it is one of these. Returns whether it is.
+    pub fn mark(&self, hash: u64, marks: &mut Marks) -> bool {
         let at = self.hashes.binary_search(&hash);
         if let Ok(at) = at {
-            self.found[at / 64] |= 1 << (at % 64);
+            marks.bits[at / 64] |= 1 << (at % 64);
         }
         at.is_ok()
+    }
+
+    /// Takes in an answer that is whole. The marks have to be this value's.
+    pub fn find(&mut self, marks: &Marks) {
+        for (found, new) in self.found.bits.iter_mut().zip(&marks.bits) {
+            *found |= new;
+        }
     }
 
     /// Those that were found, to be looked for anew.
@@ -68,10 +87,33 @@ impl Series {
     }
 
     fn those(&self, found: bool) -> Self {
-        let is_found = |at: usize| self.found[at / 64] >> (at % 64) & 1 == 1;
+        let is_found = |at: usize| self.found.bits[at / 64] >> (at % 64) & 1 == 1;
         let all = self.hashes.iter().enumerate();
         all.filter(|(at, _)| is_found(*at) == found).map(|(_, hash)| *hash).collect()
     }
+}
+
+/// What came of looking at pods before some of them are deleted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// What would be lost, for each pod that cannot go. Nothing: all of them can.
+    pub losses: Vec<Loss>,
+    /// Why a pod that is to go and is Ready could not be reached, if so. What it serves stays
+    /// unknown.
+    pub unreachable: Option<String>,
+}
+
+/// What only a pod that was to be deleted serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The pod's UID.
+    pub pod: String,
+    /// How many series. None, if the search was not finished.
+    pub series: usize,
+    /// Some of them.
+    pub examples: Vec<String>,
+    /// Why one of the pods that stay was not searched, if so.
+    pub silent: Option<String>,
 }
 
 #[cfg(test)]
@@ -87,7 +129,11 @@ mod tests {
             others in vec(0_u64..200, 0..300),
         ) {
             let mut series: Series = victim.iter().copied().collect();
-            let among: Vec<bool> = others.iter().map(|&hash| series.find(hash)).collect();
+            let mut marks = series.marks();
+            let among: Vec<bool> =
+                others.iter().map(|&hash| series.mark(hash, &mut marks)).collect();
+            prop_assert_eq!(series.missing().hashes, series.hashes.clone(), "not whole yet");
+            series.find(&marks);
             let (victim, others): (BTreeSet<_>, BTreeSet<_>) =
                 (victim.into_iter().collect(), others.into_iter().collect());
             prop_assert_eq!(among.iter().any(|&is| is), !victim.is_disjoint(&others));

@@ -102,7 +102,7 @@ fn v3_each_fault_is_named_with_its_pod_and_node() {
             "20 of 20 nodes exposed, 0 missing, 0 duplicated, 0 foreign"
         )
     );
-    let (text, _) = find(&|a| a[0].nodes = Err("refused".into()));
+    let (text, _) = find(&|a| a[0].nodes = Err(Silence::NoAnswer));
     assert_eq!(text, "0-0 does not answer");
 }
 
