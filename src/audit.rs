@@ -76,6 +76,17 @@ impl Fault {
             Self::Ghost(_) => "ghost",
         }
     }
+
+    /// The node that it is about.
+    fn node(&self) -> Option<&str> {
+        match self {
+            Self::NoAnswer | Self::OtherShard => None,
+            Self::Missing(node)
+            | Self::Repeated(node)
+            | Self::Foreign(node)
+            | Self::Ghost(node) => Some(node),
+        }
+    }
 }
 
 /// What is wrong in one look: faults by pod.
@@ -275,16 +286,15 @@ pub fn describe(faults: &BTreeSet<Fault>) -> String {
     if faults.contains(&Fault::OtherShard) {
         parts.push("runs as another shard than its arguments say".to_owned());
     }
-    let kinds: [(&str, fn(&Fault) -> Option<&String>); 4] = [
-        ("does not expose", |f| if let Fault::Missing(n) = f { Some(n) } else { None }),
-        ("exposes more than once", |f| if let Fault::Repeated(n) = f { Some(n) } else { None }),
-        ("exposes, of other shards,", |f| if let Fault::Foreign(n) = f { Some(n) } else { None }),
-        ("exposes, though it does not exist,", |f| {
-            if let Fault::Ghost(n) = f { Some(n) } else { None }
-        }),
+    let kinds = [
+        ("does not expose", "missing"),
+        ("exposes more than once", "repeated"),
+        ("exposes, of other shards,", "foreign"),
+        ("exposes, though it does not exist,", "ghost"),
     ];
     for (what, kind) in kinds {
-        let mut nodes = faults.iter().filter_map(kind);
+        let of_kind = faults.iter().filter(|fault| fault.label() == kind);
+        let mut nodes = of_kind.filter_map(Fault::node);
         if let Some(first) = nodes.next() {
             let more = match nodes.count() {
                 0 => String::new(),

@@ -57,10 +57,10 @@ impl Plan {
     /// Successors are still created: where the pods before and after a change share objects out by
     /// another hash, none of the former can go before all of the latter are there.
     pub fn keep(&mut self, losses: &[Loss], now: Timestamp) {
-        let lost = |uid: &str| losses.iter().find(|loss| loss.pod == uid);
+        let loss_of = |uid: &str| losses.iter().find(|loss| loss.pod == uid);
         let mut kept = Vec::new();
         self.changes.retain(|change| match change {
-            Change::DeletePod(pod, _) => match lost(&pod.uid) {
+            Change::DeletePod(pod, _) => match loss_of(&pod.uid) {
                 Some(loss) => {
                     kept.push(keeping(&pod.to_string(), loss));
                     false

@@ -340,14 +340,14 @@ fn report(missing: u32) -> crate::audit::Report {
 /// The status of a KSMScale at rest after a look at its pods.
 fn status_checked(
     old: &KSMScaleStatus,
-    checked: Checked,
+    checked: &Checked,
     settings: &Settings,
     now: Timestamp,
 ) -> (KSMScaleStatus, Vec<events::Note>) {
     let scale = &scale(&json!({}));
     let seen = &Observed { nodes: 4, pods: ready_pods(scale, 4), ..Observed::default() };
     let plan = &plan(scale, seen, now, settings);
-    let (outcome, checked) = (&Outcome::default(), &checked);
+    let outcome = &Outcome::default();
     let inputs = Inputs { scale, seen, plan, outcome, checked, settings, owner: "pod-a", now };
     let new = status(old, &inputs);
     let notes = notes(old, &new, &inputs);
@@ -359,14 +359,14 @@ fn status_checked(
 fn v4_coverage_is_written_when_a_number_changes_and_else_once_an_hour() {
     let audited = |old: &KSMScaleStatus, missing, now| {
         let checked = Checked { reached: Some(Ok(())), report: Some(report(missing)) };
-        status_checked(old, checked, &settings(), now)
+        status_checked(old, &checked, &settings(), now)
     };
     let (first, _) = audited(&KSMScaleStatus::default(), 0, NOW);
     let coverage = first.coverage.clone().unwrap();
     assert_eq!((coverage.expected, coverage.exposed, coverage.last_audit.0), (4, 4, NOW));
     assert_eq!(condition(&first, "CoverageComplete").status, "True");
     assert_eq!(audited(&first, 0, NOW + 59.minutes()).0, first, "nothing new");
-    let (unseen, _) = status_checked(&first, Checked::default(), &settings(), NOW + 2.hours());
+    let (unseen, _) = status_checked(&first, &Checked::default(), &settings(), NOW + 2.hours());
     assert_eq!(unseen, first, "what was not looked at stays as it was said");
     let (later, notes) = audited(&first, 0, NOW + 1.hour());
     assert_eq!(later.coverage.unwrap().last_audit.0, NOW + 1.hour());
@@ -389,7 +389,7 @@ fn v4_coverage_is_written_when_a_number_changes_and_else_once_an_hour() {
     );
 
     let never = Settings { audit_interval: std::time::Duration::ZERO, ..settings() };
-    let (off, _) = status_checked(&broken, Checked::default(), &never, NOW + 3.minutes());
+    let (off, _) = status_checked(&broken, &Checked::default(), &never, NOW + 3.minutes());
     assert_eq!(off.coverage, None);
     assert!(off.conditions.iter().all(|c| c.type_ != "CoverageComplete"), "{off:?}");
 }
@@ -397,7 +397,7 @@ fn v4_coverage_is_written_when_a_number_changes_and_else_once_an_hour() {
 #[test]
 fn v2_whether_deletes_are_proven_is_told_with_the_cause_and_a_flag_is_no_news() {
     let reached = |old: &KSMScaleStatus, reached| {
-        status_checked(old, Checked { reached, report: None }, &settings(), NOW)
+        status_checked(old, &Checked { reached, report: None }, &settings(), NOW)
     };
     let (new, _) = reached(&KSMScaleStatus::default(), None);
     assert!(new.conditions.iter().all(|c| c.type_ != "CoverageVerified"), "not known yet");
@@ -411,7 +411,7 @@ fn v2_whether_deletes_are_proven_is_told_with_the_cause_and_a_flag_is_no_news() 
     );
     assert_eq!(reached(&bad, None).0, bad);
     let off = Settings { verify_coverage: false, ..settings() };
-    let (off, notes) = status_checked(&KSMScaleStatus::default(), Checked::default(), &off, NOW);
+    let (off, notes) = status_checked(&KSMScaleStatus::default(), &Checked::default(), &off, NOW);
     assert_eq!(condition(&off, "CoverageVerified").reason, "Disabled");
     assert!(notes.iter().all(|note| note.reason != "Disabled"), "{notes:?}");
 }

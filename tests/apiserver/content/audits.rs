@@ -1,6 +1,7 @@
 //! Audits: what is wrong while nothing changes is found, named and healed (V3, V4, V5).
 
 use super::*;
+use kube::api::ListParams;
 
 /// Audits every four seconds.
 const AUDIT: &[&str] = &["--verify-coverage", "true", "--audit-interval", "4s"];
@@ -24,7 +25,7 @@ async fn found_and_healed(site: &Site, reason: &str, faults: &Faults, words: &[&
     let said = site.event(reason).await;
     assert!(said.contains(words[0]), "{said}");
     eventually("the pod is replaced", SOON, || async {
-        let pods = site.cluster.pods("monitoring").list(&Default::default()).await.ok()?;
+        let pods = site.cluster.pods("monitoring").list(&ListParams::default()).await.ok()?;
         pods.iter().all(|pod| pod.uid() != uid).then_some(())
     })
     .await
@@ -89,11 +90,8 @@ async fn v3_v4_nodes_that_come_and_go_raise_no_alarm_and_nothing_is_written_at_r
         site.cluster.plane.remove_nodes(nodes).await.expect("nodes");
     }
     until_audits(1.0).await;
-    assert!(audits().await > 0.0);
-    assert_eq!(
-        site.operator.metric("ksm_scale_operator_audits_total{result=\"faulty\"}").await,
-        0.0
-    );
+    let faulty = site.operator.metric("ksm_scale_operator_audits_total{result=\"faulty\"}").await;
+    assert!(faulty < 1.0, "{faulty} false alarms");
     let events = site.cluster.events("x").await;
     assert!(events.iter().all(|event| !event.0.starts_with("Nodes")), "{events:?}");
 }
