@@ -188,6 +188,49 @@ pub struct KSMScaleStatus {
     /// The shards, in sharded mode only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharding_status: Option<ShardingStatus>,
+    /// How far a change of the pods has come, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<ChangeStatus>,
+    /// How the nodes are exposed, as last compared with what the pods serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<CoverageStatus>,
+}
+
+/// How far a change of the pods has come (V6).
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeStatus {
+    /// Pods there were when it began.
+    pub from: i32,
+    /// Pods there are to be.
+    pub to: i32,
+    /// The step that is being made or waited for, from 1.
+    pub step: i32,
+    /// Steps in all: a pod that is created, replaced or deleted is one or two.
+    pub of: i32,
+    /// When it began.
+    pub since: Time,
+    /// What has to happen before the next step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
+}
+
+/// Nodes by how they are exposed (V4). They stand for all objects.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CoverageStatus {
+    /// Nodes there are.
+    pub expected: i32,
+    /// Of these, exposed by a pod of their shard.
+    pub exposed: i32,
+    /// Of these, not.
+    pub missing: i32,
+    /// Of these, exposed twice by one pod.
+    pub duplicated: i32,
+    /// Exposed by a pod of another shard, or not existing.
+    pub foreign: i32,
+    /// When that was found. Renewed hourly if nothing else changes.
+    pub last_audit: Time,
 }
 
 /// The shards of a KSMScale.

@@ -1,4 +1,4 @@
-//! The controller: observe, plan, apply, publish.
+//! The controller: observe, plan, prove, apply, publish; and audit while there is nothing to do.
 
 use crate::{
     allowed::Allowed,
@@ -15,6 +15,7 @@ use crate::{
     },
     validate::validate,
 };
+use checks::Audits;
 use futures::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -28,6 +29,7 @@ use kube::{
     },
 };
 use lease_sharding::guard::{Lost, Refused};
+use scrape::Scraper;
 use std::{
     collections::HashMap,
     panic::AssertUnwindSafe,
@@ -44,8 +46,11 @@ use watches::Count;
 
 mod apply;
 pub mod backoff;
+mod checks;
 mod observe;
 mod publish;
+mod scrape;
+mod verify;
 mod view;
 pub mod watches;
 
@@ -78,6 +83,10 @@ pub struct Context {
     nodes: watch::Receiver<Count>,
     scales: Store<PartialObjectMeta<KSMScale>>,
     pods: Store<PartialObjectMeta<Pod>>,
+    /// Names and UIDs of the nodes, as far as `nodes` is known.
+    node_names: Store<PartialObjectMeta<Node>>,
+    scraper: Scraper,
+    audits: Audits,
     metrics: Metrics,
     /// Failures in a row, by the name of the KSMScale.
     failures: Mutex<HashMap<String, u32>>,
@@ -206,7 +215,7 @@ pub fn controller(
     let config = watcher::Config::default();
     let node_events =
         watches::events::<Node>(watches.clone(), config, readiness.wait_for("the list of nodes"));
-    let (nodes, count) = watches::count_nodes(node_events);
+    let (nodes, node_names, count) = watches::count_nodes(node_events);
     let (scale_stream, scales, number) = watches::scales(
         watches.clone(),
         readiness.wait_for("the list of KSMScales (is the CRD installed?)"),
@@ -227,6 +236,9 @@ pub fn controller(
         nodes: nodes.clone(),
         scales: scales.clone(),
         pods,
+        node_names,
+        scraper: Scraper::new(metrics.coverage.clone()),
+        audits: Audits::default(),
         metrics,
         failures: Mutex::default(),
         reconciles: AtomicU64::new(0),
@@ -265,6 +277,7 @@ async fn reconcile(
     // Not ours: we are called when it is.
     let Some(guard) = ctx.membership.guard_of_scale(&name) else {
         ctx.forget_failures(&name);
+        ctx.audits.forget(&name);
         return Ok(Action::await_change());
     };
     let id = ctx.reconciles.fetch_add(1, Ordering::Relaxed);
@@ -322,6 +335,7 @@ async fn survive(work: impl Future<Output = Result<Action, Error>>) -> Result<Ac
 async fn work(ctx: &Context, client: &Client, name: &str) -> Result<Action, Error> {
     let Some(stored) = observe::stored(client, name).await? else {
         ctx.metrics.conditions.forget(name);
+        ctx.audits.forget(name);
         return Ok(Action::await_change());
     };
     let (now, owner) = ((ctx.clock)(), ctx.membership.name());
@@ -339,13 +353,17 @@ async fn work(ctx: &Context, client: &Client, name: &str) -> Result<Action, Erro
         }
     };
     let seen = observe::observe(ctx, client, &scale).await?;
-    let plan = plan(&scale, &seen, now, &ctx.settings);
+    let mut plan = plan(&scale, &seen, now, &ctx.settings);
+    let proven = checks::prove(ctx, &mut plan, &seen).await;
+    let audited = checks::audit(ctx, name, &mut plan, &seen).await;
+    let checked = audited.unwrap_or(proven);
     let outcome = apply::apply(client, &ctx.metrics, &plan.changes).await?;
     let inputs = Inputs {
         scale: &scale,
         seen: &seen,
         plan: &plan,
         outcome: &outcome,
+        checked: &checked,
         settings: &ctx.settings,
         owner,
         now,

@@ -11,6 +11,8 @@
 //! | [`validate`] | from a KSMScale as written to one that cannot be wrong |
 //! | [`allowed`] | which namespaces and images the administrator allows |
 //! | [`coverage`] | which objects a set of pods exposes, exactly |
+//! | [`exposition`], [`exposure`] | what a pod answers to a scrape · series that others have to serve |
+//! | [`audit`] | whether every node is exposed by the pods that it should be |
 //! | [`observed`] | what was read from the cluster |
 //! | [`plan`] | from spec, observation and time to changes, as data |
 //! | [`status`] | what is told about it: status, conditions, Events |
@@ -31,11 +33,14 @@
 pub mod admission;
 pub mod allowed;
 pub mod api;
+pub mod audit;
 pub mod certificates;
 pub mod cli;
 pub mod controller;
 pub mod coverage;
 pub mod crd;
+pub mod exposition;
+pub mod exposure;
 pub mod forecast;
 pub mod manifests;
 pub mod membership;

@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// Everything that [`crate::plan::plan`] looks at beside the spec and the time.
 #[derive(Clone, Debug, Default)]
@@ -81,8 +81,13 @@ pub struct ObservedPod {
     pub life: Life,
     /// Since when it is Ready; `None` while it is not.
     pub ready_since: Option<Timestamp>,
+    /// Its address.
+    pub ip: Option<IpAddr>,
     /// Why it cannot start, in the kubelet's or the scheduler's words.
     pub trouble: Option<String>,
+    /// Whether audits found so often that it does not serve what it should that it is to be
+    /// replaced (V5).
+    pub condemned: bool,
 }
 
 impl ObservedPod {
@@ -111,7 +116,9 @@ impl ObservedPod {
             terminating: meta.deletion_timestamp.is_some(),
             life,
             ready_since: ready.map(|c| c.last_transition_time.as_ref().map_or(created, |t| t.0)),
+            ip: status.and_then(|s| s.pod_ip.as_deref()?.parse().ok()),
             trouble: trouble(pod),
+            condemned: false,
         }
     }
 
@@ -158,7 +165,7 @@ impl ObservedPod {
     }
 
     /// Whether it counts as serving: Ready for at least `settle`. Whether its *content* is
-    /// complete is not looked at; that check belongs here.
+    /// complete is not looked at: that is proven before another pod goes (V1).
     #[must_use]
     pub fn is_serving(&self, now: Timestamp, settle: SignedDuration) -> bool {
         self.settles_at(settle).is_some_and(|at| at <= now)

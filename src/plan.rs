@@ -19,6 +19,7 @@ use std::{fmt, time::Duration};
 
 pub(crate) mod access;
 pub(crate) mod disruption;
+pub mod guard;
 mod order;
 pub mod pods;
 pub mod scale;
@@ -36,6 +37,10 @@ pub struct Settings {
     pub manage_access: bool,
     /// After how long a pod that does not become Ready counts as failed.
     pub progress_deadline: Duration,
+    /// Whether a pod is deleted only after a look at what it and the others serve (V1).
+    pub verify_coverage: bool,
+    /// How often what is served is compared with the nodes while nothing changes (V3). Zero: never.
+    pub audit_interval: Duration,
 }
 
 impl Default for Settings {
@@ -46,6 +51,8 @@ impl Default for Settings {
             requeue_sharded: Duration::from_mins(2),
             manage_access: true,
             progress_deadline: Duration::from_mins(10),
+            verify_coverage: true,
+            audit_interval: Duration::from_mins(1),
         }
     }
 }
@@ -61,6 +68,8 @@ pub struct Plan {
     pub waiting: Option<Waiting>,
     /// Whether pods have to be created, replaced or deleted, now or later.
     pub in_progress: bool,
+    /// Pods that are still to be created, replaced or deleted, before these changes.
+    pub remaining: u32,
     /// Slots whose pod is the right one and serves.
     pub serving_slots: u32,
     /// What the serving pods expose, before the changes.
@@ -234,8 +243,18 @@ pub enum WaitReason {
     PodNotReady,
     /// A pod cannot be scheduled or started as things are.
     PodCannotStart,
-    /// A pod that should go serves what no other pod does.
+    /// A pod that should go serves what no other pod does, as far as arguments tell.
     StillNeeded,
+    /// A pod that should go has been seen to serve what no other pod has been seen to serve (V1).
+    SeriesAtRisk,
+}
+
+impl Plan {
+    /// Whether all pods are as they should be and serve, and nothing is to be done.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.changes.is_empty() && !self.in_progress && self.waiting.is_none()
+    }
 }
 
 /// Plans the next changes for one KSMScale.
@@ -272,7 +291,8 @@ pub fn plan(scale: &Valid<Scale>, seen: &Observed, now: Timestamp, settings: &Se
     Plan {
         desired,
         changes,
-        in_progress: !pods.settled,
+        in_progress: pods.remaining > 0,
+        remaining: u32::try_from(pods.remaining).unwrap_or(u32::MAX),
         serving_slots: u32::try_from(pods.serving_slots).unwrap_or(u32::MAX),
         coverage: Coverage::of(&slices),
         efficiency: scale::efficiency(&scale.mode, seen.nodes),

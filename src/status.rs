@@ -19,9 +19,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::fmt;
 
 mod conditions;
+mod coverage;
 mod described;
 pub mod events;
 
+pub use coverage::Checked;
 pub use described::{CONDITIONS, Described};
 
 /// What applying a plan did.
@@ -123,6 +125,8 @@ pub struct Inputs<'a> {
     pub plan: &'a Plan,
     /// What came of it.
     pub outcome: &'a Outcome,
+    /// What came of looking at what pods serve.
+    pub checked: &'a Checked,
     /// The administrator's settings.
     pub settings: &'a Settings,
     /// This replica's name.
@@ -144,6 +148,13 @@ pub fn status(old: &KSMScaleStatus, inputs: &Inputs<'_>) -> KSMScaleStatus {
     for condition in conditions_of(inputs) {
         conditions.set(condition);
     }
+    let audits = plan.desired > 0 && !inputs.settings.audit_interval.is_zero();
+    conditions.set_or_keep(
+        "CoverageComplete",
+        audits,
+        inputs.checked.report.as_ref().map(coverage::complete),
+    );
+    conditions.set_or_keep("CoverageVerified", plan.desired > 0, coverage::verified(inputs));
     let mut status = KSMScaleStatus {
         node_count: Some(int(seen.nodes)),
         desired_replicas: Some(int(plan.desired)),
@@ -152,6 +163,8 @@ pub fn status(old: &KSMScaleStatus, inputs: &Inputs<'_>) -> KSMScaleStatus {
         observed_generation: Some(scale.generation),
         conditions: conditions.done(),
         sharding_status,
+        change: coverage::change(old, int(current.len()), inputs),
+        coverage: coverage::coverage(old, inputs),
         owner: Some(owner.to_owned()),
         last_updated: old.last_updated.clone(),
     };

@@ -5,6 +5,7 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 pub mod certificate_metrics;
 pub mod condition_metrics;
+pub mod coverage_metrics;
 pub mod metrics;
 
 /// How log lines look.

@@ -80,4 +80,12 @@ fn o4_the_policy_of_kube_state_metrics_is_for_the_pods_that_the_operator_makes()
     let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
     let ports: Vec<_> = ports.filter_map(|port| port.name.clone()).collect();
     assert_eq!(named_ports(&policy), ports);
+    let operator: NetworkPolicy = read("deploy/network-policies/operator.yaml");
+    let egress = operator.spec.and_then(|spec| spec.egress).expect("egress");
+    let to_it = egress.iter().filter(|rule| {
+        let mut to = rule.to.iter().flatten().filter_map(|peer| peer.pod_selector.as_ref());
+        to.any(|selector| selects(selector, labels))
+    });
+    let opened: Vec<_> = to_it.flat_map(|rule| rule.ports.iter().flatten()).collect();
+    assert_eq!(opened.len(), ports.len(), "v2: the operator looks at what they serve");
 }

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["rules"],
     &["crd"],
     &["validate", "coverage", "certificates"],
-    &["observed", "allowed"],
+    &["observed", "allowed", "audit", "exposition", "exposure"],
     &["plan"],
     &["status", "warnings", "forecast", "source"],
     &["admission", "readiness"],
@@ -43,6 +43,9 @@ const PURE: &[&str] = &[
     "forecast",
     "source",
     "certificates",
+    "audit",
+    "exposition",
+    "exposure",
 ];
 
 fn root() -> &'static Path {
@@ -184,7 +187,7 @@ const REQUIREMENTS: &[&str] = &[
     "r32", "r34", "r35", "r36", "r37", "r38", "r39", "r40", "r42", "r43", "r44", "r45", "r46",
     "r47", "r49", "r63", "r64", "r68", "r70", "r71", "r72", "r75", "r84", "w1", "w2", "w3", "w4",
     "w5", "w6", "w7", "t1", "t2", "t3", "o1", "o4", "o5", "o6", "o7", "o8", "o9", "s1", "s2", "s3",
-    "s4", "s5", "s6", "s7",
+    "s4", "s5", "s6", "s7", "v1", "v2", "v3", "v4", "v5", "v6",
 ];
 
 #[test]

@@ -56,6 +56,13 @@ pub(super) struct Run {
     /// How long a pod may take to become Ready before its KSMScale is Degraded.
     #[arg(long, env = "KSM_PROGRESS_DEADLINE", value_name = "DURATION", value_parser = duration, default_value = "10m")]
     progress_deadline: Duration,
+    /// Delete a pod only when others are seen to serve all its series. If false, it is deleted when
+    /// its successors are Ready for the settle time.
+    #[arg(long, env = "KSM_VERIFY_COVERAGE", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    verify_coverage: bool,
+    /// How often to compare the nodes with what the pods expose, while nothing changes. 0s: never.
+    #[arg(long, env = "KSM_AUDIT_INTERVAL", value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    audit_interval: Duration,
     /// How often to look at a KSMScale about which nothing is heard.
     #[arg(long, env = "KSM_REQUEUE_INTERVAL", value_name = "DURATION", value_parser = duration, default_value = "60s")]
     requeue_interval: Duration,
@@ -100,6 +107,8 @@ impl Run {
             requeue_sharded: self.requeue_interval_sharded,
             manage_access: self.manage_service_account,
             progress_deadline: self.progress_deadline,
+            verify_coverage: self.verify_coverage,
+            audit_interval: self.audit_interval,
         }
     }
 

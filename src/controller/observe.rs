@@ -95,6 +95,10 @@ async fn pods(ctx: &Context, client: &Client, scale: &Scale) -> Result<Vec<Obser
         let ours = |pod: &&Pod| is_owned_by(pod.meta().owner_references.as_ref(), &scale.uid);
         pods.extend(list.items.iter().filter(ours).map(ObservedPod::new));
     }
+    let condemned = ctx.audits.condemned(&scale.name);
+    for pod in &mut pods {
+        pod.condemned = condemned.contains(&pod.uid);
+    }
     Ok(pods)
 }
 

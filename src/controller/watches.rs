@@ -84,22 +84,25 @@ fn triggers<K: Send>(
     objects.filter(|object| future::ready(object.is_ok()))
 }
 
-/// Counts nodes. The count changes only when a node joins or leaves: heartbeats wake nobody (R18).
+/// Counts nodes, and keeps their names and UIDs. The count changes only when a node joins or leaves: heartbeats wake nobody (R18).
 ///
 /// Takes events rather than a client, so that it can be tested without a cluster. The future has
 /// to be polled for the count to change.
-pub fn count_nodes<S>(events: S) -> (watch::Receiver<Count>, impl Future<Output = ()> + Send)
+pub fn count_nodes<S>(
+    events: S,
+) -> (watch::Receiver<Count>, Store<Meta<Node>>, impl Future<Output = ()> + Send)
 where
     S: Stream<Item = Events<Node>> + Send,
 {
     let (store, writer) = reflector::store();
+    let seen = store.clone();
     let (sender, receiver) =
         watch::channel(Count::Unknown("the first list is not complete yet".into()));
     let feed = events.modify(forget_all_but_identity).reflect(writer).for_each(move |event| {
         use watcher::{Error, Event};
         let now = match event {
             Ok(Event::Apply(_) | Event::Delete(_) | Event::InitDone) => {
-                Some(Count::Known(u32::try_from(store.len()).unwrap_or(u32::MAX)))
+                Some(Count::Known(u32::try_from(seen.len()).unwrap_or(u32::MAX)))
             }
             Err(Error::InitialListFailed(error)) => Some(Count::Unknown(error.to_string())),
             _ => None,
@@ -114,7 +117,7 @@ where
         }
         future::ready(())
     });
-    (receiver, feed)
+    (receiver, store, feed)
 }
 
 /// One item for each change of a count, for `Controller::reconcile_all_on`.
@@ -237,7 +240,7 @@ mod tests {
 
     async fn counts(events: Vec<Events<Node>>) -> Vec<Count> {
         let (sender, receiver) = futures::channel::mpsc::unbounded();
-        let (mut counts, feed) = count_nodes(receiver);
+        let (mut counts, _, feed) = count_nodes(receiver);
         tokio::pin!(feed);
         let mut seen = vec![counts.borrow_and_update().clone()];
         for event in events {

@@ -3,7 +3,9 @@
 //! Pods never change in place. A slot without a pod is filled at once. Where a pod that may serve
 //! stands in a slot but should be another, its successor is created beside it, one at a time, and
 //! it goes when the successor serves. A pod that may serve is deleted only if the pods that then
-//! remain serving expose everything it exposes ([`is_redundant`]). Everything is decided from what
+//! remain serving expose everything it exposes ([`is_redundant`]), and, before that is done, only if
+//! they have been seen to ([`super::guard`]). A pod that an audit has condemned is in no slot, so it
+//! gets a successor like any other that is not as it should be. Everything is decided from what
 //! is observed: an operator that was restarted, a second change halfway and a pod deleted by hand
 //! all look like any other state.
 //!
@@ -27,8 +29,8 @@ pub(super) struct PodPlan {
     pub(super) creates: Vec<(Pod, CreateReason)>,
     /// What has to happen before the next step; `None` if nothing is being waited for.
     pub(super) waiting: Option<Waiting>,
-    /// Whether every slot holds the pod it should, serving or not, and there is no other pod.
-    pub(super) settled: bool,
+    /// Slots without the pod they should hold, serving or not, and pods in no slot. None: settled.
+    pub(super) remaining: usize,
     /// Slots whose pod is the one it should be and serves.
     pub(super) serving_slots: usize,
 }
@@ -96,6 +98,7 @@ impl<'a> Fleet<'a> {
         let slots = templates.iter().map(|template| {
             let fits = |(revision, pod): &(Option<&str>, &ObservedPod)| {
                 *revision == Some(&template.revision)
+                    && !pod.condemned
                     && pod.life != Life::Finished
                     && template.fits(pod)
             };
@@ -104,7 +107,9 @@ impl<'a> Fleet<'a> {
         });
         let slots = slots.collect();
         let rest = rest.into_iter().map(|(_, pod)| pod).collect();
-        let serving = pods.iter().filter(|p| p.is_serving(clock.now, clock.settle)).collect();
+        // What a condemned pod serves is not what its arguments say, so it stands in for nobody.
+        let serves = |p: &&ObservedPod| p.is_serving(clock.now, clock.settle) && !p.condemned;
+        let serving = pods.iter().filter(serves).collect();
         Self { scale, clock, pods, slots, rest, serving, plan: PodPlan::default() }
     }
 
@@ -224,8 +229,8 @@ impl<'a> Fleet<'a> {
     fn finish(mut self) -> PodPlan {
         let held = self.slots.iter().filter_map(|slot| slot.pod);
         self.plan.serving_slots = held.clone().filter(|pod| self.serves(pod)).count();
-        let all_held = self.slots.iter().all(|slot| slot.pod.is_some());
-        self.plan.settled = all_held && self.rest.is_empty() && self.plan.deletes.is_empty();
+        let empty = self.slots.iter().filter(|slot| slot.pod.is_none()).count();
+        self.plan.remaining = empty + self.rest.len() + self.plan.deletes.len();
         let unready =
             self.slots.iter().find_map(|slot| Some((slot, slot.pod.filter(|p| !self.serves(p))?)));
         self.plan.waiting = match unready {

@@ -27,8 +27,8 @@ use kube::Resource;
 use std::{borrow::Cow, collections::BTreeMap};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-const METRICS_PORT: i32 = 8080;
-const TELEMETRY_PORT: i32 = 8081;
+pub(crate) const METRICS_PORT: u16 = 8080;
+pub(crate) const TELEMETRY_PORT: u16 = 8081;
 
 /// What the pods of all slots have in common, as a hash. Whatever else a pod is made of follows
 /// from its slot, so serializing one pod is enough to know the revisions of all.
@@ -176,9 +176,9 @@ fn args(scale: &Scale, slot: Slot) -> Vec<String> {
 }
 
 fn spec(scale: &Scale, slot: Slot) -> PodSpec {
-    let port = |name: &str, container_port| ContainerPort {
+    let port = |name: &str, port: u16| ContainerPort {
         name: Some(name.to_owned()),
-        container_port,
+        container_port: port.into(),
         protocol: Some("TCP".to_owned()),
         ..Default::default()
     };
@@ -228,11 +228,11 @@ fn restricted() -> SecurityContext {
 
 /// R27. Liveness never asks the API server (`/livez` would), or an outage of it would restart
 /// every pod at once.
-fn probe(path: &str, port: i32) -> Probe {
+fn probe(path: &str, port: u16) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
-            port: IntOrString::Int(port),
+            port: IntOrString::Int(port.into()),
             ..Default::default()
         }),
         initial_delay_seconds: Some(5),

@@ -96,6 +96,7 @@ impl fmt::Display for WaitReason {
             Self::PodNotReady => "PodNotReady",
             Self::PodCannotStart => "PodCannotStart",
             Self::StillNeeded => "StillNeeded",
+            Self::SeriesAtRisk => "SeriesAtRisk",
         })
     }
 }
@@ -292,6 +293,17 @@ impl<'a> Conditions<'a> {
             observed_generation: Some(self.generation),
             last_transition_time: before.map_or(Time(self.now), |c| c.last_transition_time.clone()),
         });
+    }
+
+    /// Sets what is `new`, or else, if it still `applies`, keeps what was said before.
+    pub(super) fn set_or_keep(&mut self, type_: &str, applies: bool, new: Option<Fact>) {
+        match new {
+            Some(fact) if applies => self.set(fact),
+            None if applies => {
+                self.new.extend(self.old.iter().find(|c| c.type_ == type_).cloned());
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn done(mut self) -> Vec<Condition> {

@@ -28,8 +28,10 @@ const INVALID: &str =
     "The stored spec is not valid. The pods are left as they are. Correct what the message names.";
 const NOT_ALLOWED: &str = "The spec asks for a namespace or an image that the operator's flags do not allow. The pods are left as they are.";
 
+const REPLACED: &str = "Wait: a pod that three audits in a row find at fault is replaced. The message names pods and nodes. If successors are at fault too, look at their logs.";
+
 /// Every condition, in the order of the status.
-pub const CONDITIONS: [Described; 8] = [
+pub const CONDITIONS: [Described; 10] = [
     Described {
         type_: "Available",
         meaning: "every object of the cluster is exposed by a pod that serves",
@@ -59,6 +61,11 @@ pub const CONDITIONS: [Described; 8] = [
                 true,
                 "StillNeeded",
                 "Wait: the pod that is to go exposes objects that no other exposes yet.",
+            ),
+            (
+                true,
+                "SeriesAtRisk",
+                "Wait: the pod that is to go serves series that no other has been seen to serve. The message names one, and a pod that did not answer. If it lasts, look at that pod, or at the successor's log.",
             ),
             (false, "Complete", "Nothing."),
             (false, "Blocked", "The namespace takes no pods: see `NamespaceReady`."),
@@ -144,6 +151,30 @@ pub const CONDITIONS: [Described; 8] = [
             (true, "Active", "Nothing."),
             (false, "NamespaceMissing", NO_NAMESPACE),
             (false, "NamespaceTerminating", ENDING_NAMESPACE),
+        ],
+    },
+    Described {
+        type_: "CoverageComplete",
+        meaning: "every node is exposed by the pods of its shard and by no other; as last audited",
+        reasons: &[
+            (true, "EveryNodeOnce", "Nothing."),
+            (false, "NodesMissing", REPLACED),
+            (false, "NodesDuplicated", REPLACED),
+            (false, "NodesForeign", REPLACED),
+            (false, "PodsFaulty", REPLACED),
+        ],
+    },
+    Described {
+        type_: "CoverageVerified",
+        meaning: "a pod is deleted only when others were seen to serve all its series",
+        reasons: &[
+            (true, "PodsReached", "Nothing."),
+            (
+                false,
+                "PodsUnreachable",
+                "Let the operator reach ports 8080 and 8081 of the pods: look for a NetworkPolicy. Until then Ready and `--settle-time` decide.",
+            ),
+            (false, "Disabled", "Nothing: `--verify-coverage=false` asks for it."),
         ],
     },
 ];

@@ -72,13 +72,24 @@ pub fn transitions(old: &KSMScaleStatus, new: &KSMScaleStatus) -> Vec<Note> {
 /// Conditions whose changes are news. `NamespaceReady` and `ServiceAccountReady` show in
 /// `Degraded` and would be told twice; `Available` and `Progressing` change with every step.
 fn is_watched(type_: &str) -> bool {
-    matches!(type_, "Degraded" | "ShardingEfficient" | "DuplicateMetrics" | "ScopeOverlap")
+    matches!(
+        type_,
+        "Degraded"
+            | "ShardingEfficient"
+            | "DuplicateMetrics"
+            | "ScopeOverlap"
+            | "CoverageComplete"
+            | "CoverageVerified"
+    )
 }
 
-/// A shard count that no other would better is nothing to warn of.
+/// A shard count that no other would better is nothing to warn of, nor is a flag.
 fn is_bad(condition: &Condition) -> bool {
-    let good = if condition.type_ == "ShardingEfficient" { "True" } else { "False" };
-    condition.status != good && condition.reason != "NoBetterShardCount"
+    let good = match &*condition.type_ {
+        "ShardingEfficient" | "CoverageComplete" | "CoverageVerified" => "True",
+        _ => "False",
+    };
+    condition.status != good && !matches!(&*condition.reason, "NoBetterShardCount" | "Disabled")
 }
 
 /// One Event for all pods created, and one for all deleted.

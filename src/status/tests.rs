@@ -56,7 +56,9 @@ fn status_after(
 ) -> (KSMScaleStatus, Vec<events::Note>) {
     let (plan, settings) = (plan(scale, seen, now, &settings()), settings());
     let settings = &settings;
-    let inputs = Inputs { scale, seen, plan: &plan, outcome, settings, owner: "pod-a", now };
+    let checked = &Checked::default();
+    let inputs =
+        Inputs { scale, seen, plan: &plan, outcome, checked, settings, owner: "pod-a", now };
     let new = status(old, &inputs);
     let notes = notes(old, &new, &inputs);
     assert_described(&new);
@@ -325,4 +327,134 @@ fn r38_the_backup_interval_depends_on_the_mode() {
     };
     assert_eq!((settled(&json!({})), settled(&sharded(3))), (60, 120));
     assert_eq!(at_rest(&json!({})), 30, "sooner where a pod settles before");
+}
+
+fn report(missing: u32) -> crate::audit::Report {
+    let exposure =
+        crate::audit::Exposure { expected: 4, exposed: 4 - missing, missing, ..Default::default() };
+    let fault = crate::audit::Fault::Missing("node-1".to_owned());
+    let faulty = (missing > 0).then(|| ("ksm-x-0".to_owned(), [fault].into()));
+    crate::audit::Report { exposure, faults: faulty.into_iter().collect() }
+}
+
+/// The status of a KSMScale at rest after a look at its pods.
+fn status_checked(
+    old: &KSMScaleStatus,
+    checked: &Checked,
+    settings: &Settings,
+    now: Timestamp,
+) -> (KSMScaleStatus, Vec<events::Note>) {
+    let scale = &scale(&json!({}));
+    let seen = &Observed { nodes: 4, pods: ready_pods(scale, 4), ..Observed::default() };
+    let plan = &plan(scale, seen, now, settings);
+    let outcome = &Outcome::default();
+    let inputs = Inputs { scale, seen, plan, outcome, checked, settings, owner: "pod-a", now };
+    let new = status(old, &inputs);
+    let notes = notes(old, &new, &inputs);
+    assert_described(&new);
+    (new, notes)
+}
+
+#[test]
+fn v4_coverage_is_written_when_a_number_changes_and_else_once_an_hour() {
+    let audited = |old: &KSMScaleStatus, missing, now| {
+        let checked = Checked { reached: Some(Ok(())), report: Some(report(missing)) };
+        status_checked(old, &checked, &settings(), now)
+    };
+    let (first, _) = audited(&KSMScaleStatus::default(), 0, NOW);
+    let coverage = first.coverage.clone().unwrap();
+    assert_eq!((coverage.expected, coverage.exposed, coverage.last_audit.0), (4, 4, NOW));
+    assert_eq!(condition(&first, "CoverageComplete").status, "True");
+    assert_eq!(audited(&first, 0, NOW + 59.minutes()).0, first, "nothing new");
+    let (unseen, _) = status_checked(&first, &Checked::default(), &settings(), NOW + 2.hours());
+    assert_eq!(unseen, first, "what was not looked at stays as it was said");
+    let (later, notes) = audited(&first, 0, NOW + 1.hour());
+    assert_eq!(later.coverage.unwrap().last_audit.0, NOW + 1.hour());
+    assert_eq!(notes, []);
+
+    let (broken, notes) = audited(&first, 1, NOW + 1.minute());
+    assert_eq!(broken.coverage.as_ref().unwrap().missing, 1);
+    let complete = condition(&broken, "CoverageComplete");
+    assert_eq!((&*complete.status, &*complete.reason), ("False", "NodesMissing"));
+    assert!(complete.message.contains("pod ksm-x-0 does not expose node node-1"), "{complete:?}");
+    assert_eq!(
+        notes.iter().map(|n| (n.warning, &*n.reason)).collect::<Vec<_>>(),
+        [(true, "NodesMissing")]
+    );
+    assert_eq!(audited(&broken, 1, NOW + 2.minutes()).1, [], "told once");
+    let (_, notes) = audited(&broken, 0, NOW + 3.minutes());
+    assert_eq!(
+        notes.iter().map(|n| (n.warning, &*n.reason)).collect::<Vec<_>>(),
+        [(false, "CoverageCompleteRecovered")]
+    );
+
+    let never = Settings { audit_interval: std::time::Duration::ZERO, ..settings() };
+    let (off, _) = status_checked(&broken, &Checked::default(), &never, NOW + 3.minutes());
+    assert_eq!(off.coverage, None);
+    assert!(off.conditions.iter().all(|c| c.type_ != "CoverageComplete"), "{off:?}");
+}
+
+#[test]
+fn v2_whether_deletes_are_proven_is_told_with_the_cause_and_a_flag_is_no_news() {
+    let reached = |old: &KSMScaleStatus, reached| {
+        status_checked(old, &Checked { reached, report: None }, &settings(), NOW)
+    };
+    let (new, _) = reached(&KSMScaleStatus::default(), None);
+    assert!(new.conditions.iter().all(|c| c.type_ != "CoverageVerified"), "not known yet");
+    let (good, _) = reached(&new, Some(Ok(())));
+    assert_eq!(condition(&good, "CoverageVerified").status, "True");
+    let (bad, notes) = reached(&good, Some(Err("pod a: cannot connect".to_owned())));
+    assert!(condition(&bad, "CoverageVerified").message.contains("pod a: cannot connect"));
+    assert_eq!(
+        notes.iter().map(|n| (n.warning, &*n.reason)).collect::<Vec<_>>(),
+        [(true, "PodsUnreachable")]
+    );
+    assert_eq!(reached(&bad, None).0, bad);
+    let off = Settings { verify_coverage: false, ..settings() };
+    let (off, notes) = status_checked(&KSMScaleStatus::default(), &Checked::default(), &off, NOW);
+    assert_eq!(condition(&off, "CoverageVerified").reason, "Disabled");
+    assert!(notes.iter().all(|note| note.reason != "Disabled"), "{notes:?}");
+}
+
+#[test]
+fn v6_a_change_counts_its_steps_from_its_beginning_to_its_end() {
+    let (from, to) = (scale(&sharded(3)), scale(&sharded(5)));
+    let mut pods = ready_pods(&from, 4);
+    let mut old = status_of(
+        &KSMScaleStatus::default(),
+        &from,
+        &Observed { nodes: 4, pods: pods.clone(), ..Observed::default() },
+    );
+    assert_eq!(old.change, None);
+    old.observed_generation = Some(6);
+    let (mut steps, mut now) = (Vec::new(), NOW);
+    loop {
+        now += 1.minute();
+        let seen = Observed { nodes: 4, pods: pods.clone(), ..Observed::default() };
+        old = status_after(&old, &to, &seen, &Outcome::default(), now).0;
+        let Some(change) = old.change.clone() else { break };
+        assert_eq!((change.from, change.to, change.since.0), (3, 5, NOW + 1.minute()));
+        assert_ne!(old.phase, Some(Phase::Ready));
+        steps.push((change.step, change.of));
+        for change in plan(&to, &seen, now, &settings()).changes {
+            match change {
+                Change::CreatePod(pod, _) => pods.push(ObservedPod {
+                    uid: format!("new-{}", pod.metadata.name.clone().unwrap()),
+                    life: Life::Running,
+                    ready_since: Some(NOW),
+                    ..ObservedPod::new(&pod)
+                }),
+                Change::DeletePod(gone, _) => pods.retain(|pod| pod.uid != gone.uid),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(old.phase, Some(Phase::Ready));
+    let of = steps[0].1;
+    assert_eq!(steps[0], (1, of));
+    assert!(
+        steps.is_sorted() && steps.iter().all(|step| step.1 == of && step.0 <= of),
+        "{steps:?}"
+    );
+    assert!(steps.len() > 3, "{steps:?}");
 }

@@ -1,7 +1,7 @@
 //! Metrics of the controller. Labels come from enums, never from names, so that the number of
 //! series does not grow with the cluster.
 
-use super::condition_metrics::ConditionMetrics;
+use super::{condition_metrics::ConditionMetrics, coverage_metrics::CoverageMetrics};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
@@ -38,6 +38,8 @@ pub struct Metrics {
     changes: Family<ChangeLabels, Counter>,
     /// KSMScales by their conditions.
     pub conditions: ConditionMetrics,
+    /// Looks at what pods serve.
+    pub coverage: CoverageMetrics,
     source: Arc<OnceLock<Source>>,
 }
 
@@ -112,6 +114,7 @@ impl Metrics {
             errors: Family::default(),
             changes: Family::default(),
             conditions: ConditionMetrics::default(),
+            coverage: CoverageMetrics::default(),
             source: Arc::default(),
         };
         let Self { duration, errors, changes, source, .. } = metrics.clone();
@@ -133,6 +136,7 @@ impl Metrics {
         );
         registry.register_collector(Box::new(TotalsCollector(source)));
         metrics.conditions.register(registry);
+        metrics.coverage.register(registry);
         register(registry);
         Self { registry: Arc::new(all), ..metrics }
     }

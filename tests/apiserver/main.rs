@@ -10,6 +10,7 @@
 mod case;
 mod cert_manager;
 mod changes;
+mod content;
 mod corpus;
 mod faults;
 mod killed;

@@ -45,8 +45,14 @@ pub struct Cluster {
 impl Cluster {
     /// etcd and kube-apiserver, with `nodes` node objects and a stand-in for the kubelet.
     pub async fn start(nodes: u32) -> Self {
-        let mut cluster = Self::bare(Level::ApiServer).await;
+        let mut cluster = Self::without_kubelet(nodes).await;
         cluster.kubelet = Some(Kubelet::start(cluster.client.clone(), Kubelet::always_ready()));
+        cluster
+    }
+
+    /// The same without anybody who brings pods to life.
+    pub async fn without_kubelet(nodes: u32) -> Self {
+        let cluster = Self::bare(Level::ApiServer).await;
         cluster.plane.add_nodes(0..nodes).await.expect("nodes");
         cluster
     }

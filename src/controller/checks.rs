@@ -1,0 +1,147 @@
+//! When it is looked at what pods serve, and what is remembered of it: nothing that would be missed
+//! if it were lost.
+
+use super::{Context, verify};
+use crate::{
+    audit::{self, Fault, Faults, History, Nodes, Verdict},
+    observed::{Observed, ObservedPod},
+    plan::Plan,
+    status::Checked,
+};
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Audits of all KSMScales of this replica, by name.
+#[derive(Debug, Default)]
+pub(super) struct Audits(Mutex<HashMap<String, Audit>>);
+
+#[derive(Debug, Default)]
+struct Audit {
+    history: History,
+    /// When the next look is due.
+    due: Option<Timestamp>,
+}
+
+impl Audits {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Audit>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is gone, or another replica's.
+    pub(super) fn forget(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    /// UIDs of the pods that are to be replaced.
+    pub(super) fn condemned(&self, name: &str) -> BTreeSet<String> {
+        let audits = self.lock();
+        let condemned = audits.get(name).into_iter().flat_map(|audit| audit.history.condemned());
+        condemned.map(str::to_owned).collect()
+    }
+
+    /// How long it is to the next look. The first one is a pause from now.
+    fn wait(&self, name: &str, now: Timestamp, interval: Duration) -> Duration {
+        let mut audits = self.lock();
+        let audit = audits.entry(name.to_owned()).or_default();
+        let due = *audit.due.get_or_insert_with(|| after(now, audit::pause(name, interval)));
+        Duration::try_from(now.duration_until(due)).unwrap_or_default()
+    }
+
+    /// Takes in a look.
+    fn record(&self, name: &str, faults: Faults) -> Verdict {
+        self.lock().entry(name.to_owned()).or_default().history.record(faults)
+    }
+
+    fn next(&self, name: &str, due: Timestamp) {
+        self.lock().entry(name.to_owned()).or_default().due = Some(due);
+    }
+}
+
+fn after(now: Timestamp, wait: Duration) -> Timestamp {
+    now.saturating_add(SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX))
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// Takes out of `plan` what would lose series (V1).
+pub(super) async fn prove(ctx: &Context, plan: &mut Plan, seen: &Observed) -> Checked {
+    let now = (ctx.clock)();
+    let stake = plan.at_stake(seen, now, &ctx.settings);
+    if !ctx.settings.verify_coverage || stake.victims.is_empty() {
+        return Checked::default();
+    }
+    let proof = verify::prove(&ctx.scraper, &stake, &nodes(ctx)).await;
+    for loss in &proof.losses {
+        ctx.metrics.coverage.held_back(loss.series);
+    }
+    plan.keep(&proof.losses, now);
+    Checked { reached: Some(proof.unreachable.map_or(Ok(()), Err)), report: None }
+}
+
+/// Compares what the pods of a KSMScale at rest expose with the nodes, when it is time to (V3), and
+/// has `plan` come back for the next look.
+pub(super) async fn audit(
+    ctx: &Context,
+    name: &str,
+    plan: &mut Plan,
+    seen: &Observed,
+) -> Option<Checked> {
+    let interval = ctx.settings.audit_interval;
+    if interval.is_zero() || !plan.is_at_rest() || plan.desired == 0 {
+        return None;
+    }
+    let wait = ctx.audits.wait(name, (ctx.clock)(), interval);
+    if !wait.is_zero() {
+        plan.again_in = plan.again_in.min(wait);
+        return None;
+    }
+    let (checked, pause) = look(ctx, name, seen, interval).await;
+    ctx.audits.next(name, after((ctx.clock)(), pause));
+    plan.again_in = plan.again_in.min(pause);
+    Some(checked)
+}
+
+/// One look, and how long to wait until the next.
+async fn look(
+    ctx: &Context,
+    name: &str,
+    seen: &Observed,
+    interval: Duration,
+) -> (Checked, Duration) {
+    let (metrics, pause) = (&ctx.metrics.coverage, audit::pause(name, interval));
+    let pods: Vec<&ObservedPod> = seen.pods.iter().filter(|pod| pod.is_ready()).collect();
+    let Some(look) = verify::look(&ctx.scraper, &pods, || nodes(ctx)).await else {
+        metrics.audited("too_long");
+        let cause = format!("looking at the pods takes longer than {:?}", verify::LIMIT);
+        return (Checked { reached: Some(Err(cause)), report: None }, pause);
+    };
+    let reached = Some(look.unreachable().map_or(Ok(()), |cause| Err(cause.to_owned())));
+    if look.is_blind() {
+        metrics.audited("unreachable");
+        return (Checked { reached, report: None }, pause);
+    }
+    let Verdict::Audited(faults) = ctx.audits.record(name, look.faults()) else {
+        metrics.audited("look_again");
+        return (Checked { reached, report: None }, audit::recheck(interval));
+    };
+    for fault in faults.values().flat_map(kinds) {
+        metrics.fault(fault);
+    }
+    metrics.audited(if faults.is_empty() { "whole" } else { "faulty" });
+    (Checked { reached, report: Some(look.report(&faults)) }, pause)
+}
+
+/// Each kind of fault once.
+fn kinds(faults: &BTreeSet<Fault>) -> BTreeSet<&'static str> {
+    faults.iter().map(Fault::label).collect()
+}
+
+/// The nodes as the watch knows them.
+fn nodes(ctx: &Context) -> Nodes {
+    let nodes = ctx.node_names.state();
+    nodes.iter().map(|node| (node.name_any(), node.uid().unwrap_or_default())).collect()
+}
