@@ -165,6 +165,7 @@ fn no_source_file_is_longer_than_it_can_be_read() {
         "lease-sharding/src",
         "lease-sharding/tests",
         "lease-sharding/examples",
+        "lease-sharding/benches",
         "tests",
         "benches",
         "examples",
