@@ -108,12 +108,21 @@ pub struct Proof {
 pub struct Loss {
     /// The pod's UID.
     pub pod: String,
-    /// How many series. None, if the search was not finished.
+    /// How many series. None, if that is not known, or there are none any more.
     pub series: usize,
     /// Some of them.
     pub examples: Vec<String>,
-    /// Why one of the pods that stay was not searched, if so.
+    /// What else keeps it: why one of the pods that stay was not searched, for example.
     pub silent: Option<String>,
+}
+
+impl Loss {
+    /// The pod cannot go, for this reason, and not since series are known to be at risk.
+    #[must_use]
+    pub fn unknown(pod: &str, cause: &str) -> Self {
+        let (pod, silent) = (pod.to_owned(), Some(cause.to_owned()));
+        Self { pod, series: 0, examples: Vec::new(), silent }
+    }
 }
 
 #[cfg(test)]

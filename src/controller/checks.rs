@@ -4,6 +4,7 @@
 use super::{Context, verify};
 use crate::{
     audit::{self, Fault, Faults, History, Nodes, Verdict},
+    exposure::Loss,
     observed::{Observed, ObservedPod},
     plan::Plan,
     status::Checked,
@@ -25,6 +26,8 @@ struct Audit {
     history: History,
     /// When the next look is due.
     due: Option<Timestamp>,
+    /// When a look before a delete last found that series would be lost.
+    lost: Option<Timestamp>,
 }
 
 impl Audits {
@@ -57,6 +60,17 @@ impl Audits {
         self.lock().entry(name.to_owned()).or_default().history.record(faults)
     }
 
+    /// Whether it is less than `settle` since series would have been lost. What is served by others
+    /// has to have been scraped there as well.
+    fn was_lost(&self, name: &str, now: Timestamp, settle: Duration, lost: bool) -> bool {
+        let mut audits = self.lock();
+        let audit = audits.entry(name.to_owned()).or_default();
+        if lost {
+            audit.lost = Some(now);
+        }
+        !lost && audit.lost.is_some_and(|lost| now < after(lost, settle))
+    }
+
     fn next(&self, name: &str, due: Timestamp) {
         self.lock().entry(name.to_owned()).or_default().due = Some(due);
     }
@@ -68,13 +82,18 @@ fn after(now: Timestamp, wait: Duration) -> Timestamp {
 }
 
 /// Takes out of `plan` what would lose series (V1).
-pub(super) async fn prove(ctx: &Context, plan: &mut Plan, seen: &Observed) -> Checked {
+pub(super) async fn prove(ctx: &Context, name: &str, plan: &mut Plan, seen: &Observed) -> Checked {
     let now = (ctx.clock)();
     let stake = plan.at_stake(seen, now, &ctx.settings);
     if !ctx.settings.verify_coverage || stake.victims.is_empty() {
         return Checked::default();
     }
-    let proof = verify::prove(&ctx.scraper, &stake, &nodes(ctx)).await;
+    let mut proof = verify::prove(&ctx.scraper, &stake, &nodes(ctx)).await;
+    let (now, settle, lost) = ((ctx.clock)(), ctx.settings.settle, !proof.losses.is_empty());
+    if ctx.audits.was_lost(name, now, settle, lost) {
+        let cause = "others serve its series for less than the settle time";
+        proof.losses = stake.victims.iter().map(|pod| Loss::unknown(&pod.uid, cause)).collect();
+    }
     for loss in &proof.losses {
         ctx.metrics.coverage.held_back(loss.series);
     }

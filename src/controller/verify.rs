@@ -39,12 +39,8 @@ struct Victim<'a> {
 /// Cancel safe.
 pub(super) async fn prove(scraper: &Scraper, stake: &Stake<'_>, nodes: &Nodes) -> Proof {
     timeout(LIMIT, search_all(scraper, stake, nodes)).await.unwrap_or_else(|_| {
-        let loss = |pod: &&ObservedPod| Loss {
-            pod: pod.uid.clone(),
-            series: 0,
-            examples: Vec::new(),
-            silent: Some(format!("looking at the pods takes longer than {LIMIT:?}")),
-        };
+        let cause = format!("looking at the pods takes longer than {LIMIT:?}");
+        let loss = |pod: &&ObservedPod| Loss::unknown(&pod.uid, &cause);
         Proof { losses: stake.victims.iter().map(loss).collect(), unreachable: None }
     })
 }

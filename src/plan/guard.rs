@@ -96,7 +96,7 @@ impl Plan {
 fn keeping(pod: &str, loss: &Loss) -> String {
     let Loss { series, examples, silent, .. } = loss;
     let mut message = match series {
-        0 => format!("keeping pod {pod}: what it serves could not be looked for"),
+        0 => format!("keeping pod {pod}"),
         1 => format!("keeping pod {pod}: 1 series is served by no other pod"),
         n => format!("keeping pod {pod}: {n} series are served by no other pod"),
     };
