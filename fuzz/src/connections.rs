@@ -156,7 +156,7 @@ pub fn connections(input: &[u8]) {
 /// client that closes at once the server does nothing.
 async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8], size: usize) -> Vec<u8> {
     let (mut from, mut to) = tokio::io::split(stream);
-    let sent = Cell::new(false);
+    let all_sent = Cell::new(false);
     let send = async {
         for piece in bytes.chunks(size.max(1)) {
             // The server may hang up at any time.
@@ -164,14 +164,14 @@ async fn exchange(stream: impl AsyncRead + AsyncWrite, bytes: &[u8], size: usize
                 break;
             }
         }
-        sent.set(true);
+        all_sent.set(true);
     };
     let mut heard = Vec::new();
     let hear = async {
         loop {
             match timeout(SILENCE, from.read_buf(&mut heard)).await {
                 Ok(Ok(1..)) => {}
-                Err(_) if !sent.get() => {}
+                Err(_) if !all_sent.get() => {}
                 _ => break,
             }
         }
