@@ -239,8 +239,9 @@ async fn s2_a_replica_that_is_cut_off_stops_before_others_take_over() {
     proxy.fail(|request| request.mutating, Fault::LoseAnswer);
     proxy.fail(|_| true, Fault::Hang);
     proxy.cut_watches();
-    tokio::time::sleep(2 * LEASE).await;
+    stage.until_shared_by(&["a", "b"]).await;
     proxy.clear();
+    stage.until_shared_by(&["a", "b", "c"]).await;
     proxy.fail(|_| true, Fault::Hang);
     proxy.cut_watches();
     let cut = Instant::now();
