@@ -164,3 +164,35 @@ fn nodes(ctx: &Context) -> Nodes {
     let nodes = ctx.node_names.state();
     nodes.iter().map(|node| (node.name_any(), node.uid().unwrap_or_default())).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v1_what_was_lost_a_moment_ago_has_to_be_served_by_others_for_the_settle_time() {
+        let (audits, settle) = (Audits::default(), Duration::from_secs(30));
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(!audits.was_lost("x", at(0), settle, false), "never lost");
+        assert!(!audits.was_lost("x", at(10), settle, true), "that is said by the look itself");
+        assert!(audits.was_lost("x", at(39), settle, false));
+        assert!(!audits.was_lost("y", at(39), settle, false), "another one");
+        assert!(!audits.was_lost("x", at(40), settle, false));
+        audits.was_lost("x", at(41), settle, true);
+        audits.forget("x");
+        assert!(!audits.was_lost("x", at(42), settle, false));
+    }
+
+    #[test]
+    fn v3_the_first_look_is_a_pause_away_and_the_next_one_when_it_was_set() {
+        let (audits, interval) = (Audits::default(), Duration::from_mins(1));
+        let now = Timestamp::UNIX_EPOCH;
+        let first = audits.wait("x", now, interval);
+        assert_eq!(first, audit::pause("x", interval));
+        assert!(first > interval * 3 / 4 && first <= interval);
+        let due = after(now, first);
+        assert!(audits.wait("x", due, interval).is_zero());
+        audits.next("x", after(due, Duration::from_secs(15)));
+        assert_eq!(audits.wait("x", due, interval), Duration::from_secs(15));
+    }
+}
