@@ -166,7 +166,7 @@ impl State {
     fn switch(&mut self, next: Announced, now: Timestamp, lifetimes: &Lifetimes) {
         let old = std::mem::replace(&mut self.active, next).authority.certificate;
         self.generation += 1;
-        if now < old.not_after {
+        if now < dead(&old, lifetimes) {
             self.old.push(Old { certificate: old, until: lifetimes.outlived(now) });
         }
     }
@@ -211,7 +211,7 @@ pub fn step(
     let everyone = seen.everyone_serves.is_some_and(|ca| ca == state.ca().name);
     state.old.retain(|old| {
         let until = if everyone { lifetimes.soaked(old) } else { old.until };
-        now < until.min(old.certificate.not_after)
+        now < until.min(dead(&old.certificate, lifetimes))
     });
     protect(&mut state, seen, now, lifetimes);
     replace_expired(&mut state, now, lifetimes)?;
@@ -233,6 +233,12 @@ pub fn is_urgent(seen: &Seen<'_>, now: Timestamp) -> bool {
     let ca = leaf.map_or(state.ca(), |leaf| &leaf.issuer);
     let kept = state.trusted().any(|trusted| trusted == ca);
     state.active.is_expired(now) || !kept || !seen.is_trusted(ca)
+}
+
+/// When no clock takes a CA for alive any more: they are off by less than a soak. Until then it
+/// stays in the bundles, where it does no harm.
+fn dead(ca: &Certificate, lifetimes: &Lifetimes) -> Timestamp {
+    later(ca.not_after, lifetimes.soak)
 }
 
 /// A CA is replaced in the last third of its life; and when its life has not begun, since a clock
@@ -260,7 +266,7 @@ fn recover(
     if let Some(next) = &mut state.next {
         next.trusted_since = None;
     }
-    for ca in seen.live.iter().flatten().filter(|ca| !ca.is_expired(now)) {
+    for ca in seen.live.iter().flatten().filter(|ca| now < dead(ca, lifetimes)) {
         state.keep(ca, lifetimes.outlived(now));
     }
     protect(&mut state, seen, now, lifetimes);

@@ -322,7 +322,7 @@ fn comes_to_rest(mut world: World) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     /// Replicas crash, stop between any two calls for any time, and lose races and answers.
     #[test]
