@@ -346,15 +346,6 @@ pub fn leaf_is_due(seen: &Seen<'_>, now: Timestamp, lifetimes: &Lifetimes) -> bo
     }
 }
 
-/// The same while what is stored can't be read: by the state that was last read, the CA of the leaf
-/// that is served goes on signing. Whoever trusts the one leaf trusts the next.
-#[must_use]
-pub fn leaf_is_due_unread(remembered: &State, serving: &Leaf, now: Timestamp) -> bool {
-    serving.issuer == *remembered.ca()
-        && serving.renew_at <= now
-        && !remembered.active.is_expired(now)
-}
-
 /// When time alone will ask for something next. `None`: nothing is known to be due.
 #[must_use]
 pub fn look_again(

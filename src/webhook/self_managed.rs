@@ -180,22 +180,8 @@ impl Replica {
         if self.leaf.is_none() {
             self.requirement.unmet(&text);
         }
-        if matches!(error, Error::ReadConfigurations(_) | Error::ReadSecret(_)) {
-            self.renew_unread(now);
-        }
         self.failures = self.failures.saturating_add(1);
         RETRY.saturating_mul(1 << (self.failures - 1).min(16)).min(TICK)
-    }
-
-    /// An API server that is away is no reason to let the leaf end.
-    fn renew_unread(&mut self, now: Timestamp) {
-        let (Some(state), Some(leaf)) = (&self.remembered, &self.leaf) else { return };
-        if rotation::leaf_is_due_unread(state, leaf, now) {
-            let state = state.clone();
-            if let Err(error) = self.renew(&state, now) {
-                tracing::warn!(error = chain(&error), "certificates: no new leaf");
-            }
-        }
     }
 
     /// A pass, under the guard of the duty if it is this replica's.

@@ -77,18 +77,6 @@ fn t2_a_rotation_announces_soaks_switches_and_retires() {
 }
 
 #[test]
-fn w7_t2_a_leaf_is_renewed_from_what_was_last_read_while_nothing_can_be_read() {
-    let (world, other) = (steady(1), steady(1));
-    let (state, leaf) = (world.state().unwrap(), world.replicas[0].leaf.clone().unwrap());
-    let due = |state: &State, now| leaf_is_due_unread(state, &leaf, now);
-    assert!(!due(state, leaf.renew_at - Duration::from_secs(1)));
-    assert!(due(state, leaf.renew_at));
-    assert!(due(state, leaf.pair.not_after), "better late");
-    assert!(!due(state, state.ca().not_after), "the CA has ended");
-    assert!(!due(other.state().unwrap(), leaf.renew_at), "nobody may trust another CA");
-}
-
-#[test]
 fn t2_a_bundle_that_is_wiped_during_the_soak_starts_it_again() {
     let mut world = steady(2);
     world.ask_for_rotation();
