@@ -244,7 +244,11 @@ pub enum Verdict {
 
 impl History {
     /// Takes in the next look.
-    pub fn record(&mut self, faults: Faults) -> Verdict {
+    ///
+    /// What is wrong with all of several pods is not theirs (a version that shares objects out by
+    /// another hash, say): others in their place would be no better, so it counts against none.
+    pub fn record(&mut self, look: &Look) -> Verdict {
+        let faults = look.faults();
         let confirmed = match self.suspected.take() {
             None if faults.is_empty() => Faults::new(),
             None => {
@@ -253,8 +257,9 @@ impl History {
             }
             Some(before) => both(&before, &faults),
         };
-        self.strikes.retain(|pod, _| confirmed.contains_key(pod));
-        for pod in confirmed.keys() {
+        let common = look.answers.len() > 1 && confirmed.len() == look.answers.len();
+        self.strikes.retain(|pod, _| confirmed.contains_key(pod) && !common);
+        for pod in confirmed.keys().filter(|_| !common) {
             *self.strikes.entry(pod.clone()).or_default() += 1;
         }
         Verdict::Audited(confirmed)

@@ -3,7 +3,7 @@
 
 use super::{Context, verify};
 use crate::{
-    audit::{self, Fault, Faults, History, Nodes, Verdict},
+    audit::{self, Fault, History, Look, Nodes, Verdict},
     exposure::Loss,
     observed::{Observed, ObservedPod},
     plan::Plan,
@@ -56,8 +56,8 @@ impl Audits {
     }
 
     /// Takes in a look.
-    fn record(&self, name: &str, faults: Faults) -> Verdict {
-        self.lock().entry(name.to_owned()).or_default().history.record(faults)
+    fn record(&self, name: &str, look: &Look) -> Verdict {
+        self.lock().entry(name.to_owned()).or_default().history.record(look)
     }
 
     /// Whether it is less than `settle` since series would have been lost. What is served by others
@@ -143,7 +143,7 @@ async fn look(
         metrics.audited("unreachable");
         return (Checked { reached, report: None }, pause);
     }
-    let Verdict::Audited(faults) = ctx.audits.record(name, look.faults()) else {
+    let Verdict::Audited(faults) = ctx.audits.record(name, &look) else {
         metrics.audited("look_again");
         return (Checked { reached, report: None }, audit::recheck(interval));
     };
