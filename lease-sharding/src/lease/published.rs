@@ -39,10 +39,11 @@ impl Board {
     }
 
     /// Adds what this member publishes to the fields of its Lease; with the last of them, that it
-    /// publishes nothing any more.
+    /// publishes nothing any more. Who has not published anything yet says that, too: its Lease can
+    /// be taken away before it does.
     pub(super) fn write(&self, fields: &mut Value, leaves: bool) {
-        let text = if leaves { json!({}) } else { json!(*self.own()) };
-        fields["metadata"]["annotations"][PUBLISHED] = json!(text.to_string());
+        let text = if leaves { String::new() } else { json!(*self.own()).to_string() };
+        fields["metadata"]["annotations"][PUBLISHED] = json!(text);
     }
 
     /// Takes note of all Leases.
@@ -75,10 +76,11 @@ impl Board {
 /// ours: what the dead one published stays, and it may run.
 pub(super) fn read(lease: &k8s::Lease) -> Option<Texts> {
     let text = lease.metadata.annotations.as_ref().and_then(|all| all.get(PUBLISHED));
-    let texts: Texts = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let text = text.filter(|text| !text.is_empty());
+    let texts = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
     let held = holder.is_some_and(|holder| !holder.is_empty());
-    (held || !texts.is_empty()).then_some(texts)
+    (held || text.is_some()).then_some(texts)
 }
 
 #[cfg(test)]
@@ -96,6 +98,12 @@ mod tests {
     fn s7_what_is_published_is_read_until_the_member_leaves_and_outlives_a_tombstone() {
         let board = Board::default();
         assert_eq!(read(&written(&board, false, Some("a"))), Some(Texts::new()));
+        let silent = Some(Texts::new());
+        assert_eq!(
+            read(&written(&board, false, None)),
+            silent,
+            "a tombstone before the first text"
+        );
         board.publish("serves", "CA \"2\"");
         let texts = Texts::from([("serves".to_owned(), "CA \"2\"".to_owned())]);
         assert_eq!(read(&written(&board, false, Some("a"))), Some(texts.clone()));
