@@ -132,8 +132,12 @@ async fn w5_what_is_not_allowed_is_not_done_and_told_with_the_flag_that_allows_i
     cluster.apply("x", both).await;
     let status = cluster.until("it is told", "x", degraded("--allowed-namespaces")).await;
     assert!(degraded("--allowed-images")(&status), "{:?}", condition(&status, "Degraded"));
-    let reasons: Vec<_> = cluster.events("x").await.into_iter().map(|(reason, _)| reason).collect();
-    assert!(reasons.iter().any(|reason| reason == "NotAllowed"), "{reasons:?}");
+    // The Event follows the status.
+    eventually("an Event says so", SOON, || async {
+        cluster.events("x").await.iter().any(|(reason, _)| reason == "NotAllowed").then_some(())
+    })
+    .await
+    .expect("an Event");
     // Nothing there, and nothing lost here.
     assert_eq!(cluster.pod_names("elsewhere").await, [""; 0]);
     assert_eq!(cluster.pod_names("monitoring").await, before);
