@@ -334,8 +334,11 @@ async fn t1_w7_no_call_fails_while_cert_manager_renews_leaf_and_ca_and_the_kubel
     replica.until_bundles_are(&[&first, &second, &third]).await;
     replica.mount_late(&caller).await;
     assert_eq!(caller.failures(), [""; 0]);
+    // The replica ends the connection after the handshake. When its end overtakes the request that Go
+    // sends at once, Go reads a reset in place of the end.
     let told = replica.told_by_go().await;
-    assert!(told.contains("EOF"), "the handshake is all there is: {told}");
+    let ended = ["EOF", "connection reset by peer"].iter().any(|end| told.contains(end));
+    assert!(ended && !told.contains("x509"), "the handshake is all there is: {told}");
 
     w7_the_replica_is_ready_only_while_every_live_bundle_verifies_what_it_serves(&replica).await;
     assert_ne!(caller.failures(), [""; 0], "the caller notices what the replica notices");
