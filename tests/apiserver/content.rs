@@ -19,6 +19,7 @@ use std::{
 
 mod audits;
 mod changes;
+mod churn;
 
 /// Probes are so many times faster than the pods say.
 const PACE: u32 = 10;
@@ -100,6 +101,12 @@ impl Site {
         let mut pods = self.cluster.pod_names("monitoring").await;
         pods.sort_unstable();
         pods
+    }
+
+    /// How many looks of audits ended like this: `whole`, `faulty`, `look_again`.
+    async fn audits(&self, result: &str) -> f64 {
+        let name = format!("ksm_scale_operator_audits_total{{result=\"{result}\"}}");
+        self.operator.metric(&name).await
     }
 
     /// Waits for an Event of this reason, and returns what it says.
