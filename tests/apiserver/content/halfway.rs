@@ -47,8 +47,8 @@ async fn v1_no_sample_lacks_an_object_while_the_operator_is_killed_after_each_wr
         }
         proxy.clear();
         nothing_was_missing(&sampler, &format!("to {spec}, killed {kills} times"));
-        // Five pods, three of them instead of others, and a status for each.
-        assert!(kills > 12, "a change takes more than {kills} writes");
+        // Of eight pods, five of which come and three go, or the other way round.
+        assert!(kills >= 8, "a change takes more than {kills} writes");
         println!("to {spec}: the operator was killed after each of {kills} writes");
     }
 }
