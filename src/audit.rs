@@ -286,7 +286,7 @@ fn both(before: &Faults, now: &Faults) -> Faults {
 pub fn describe(faults: &BTreeSet<Fault>) -> String {
     let mut parts = Vec::new();
     if faults.contains(&Fault::NoAnswer) {
-        parts.push("does not answer".to_owned());
+        parts.push("does not answer as a whole".to_owned());
     }
     if faults.contains(&Fault::OtherShard) {
         parts.push("runs as another shard than its arguments say".to_owned());

@@ -354,7 +354,7 @@ async fn work(ctx: &Context, client: &Client, name: &str) -> Result<Action, Erro
     };
     let seen = observe::observe(ctx, client, &scale).await?;
     let mut plan = plan(&scale, &seen, now, &ctx.settings);
-    let proven = checks::prove(ctx, name, &mut plan, &seen).await;
+    let proven = checks::prove(ctx, &scale, &mut plan, &seen).await;
     let audited = checks::audit(ctx, name, &mut plan, &seen).await;
     let checked = audited.unwrap_or(proven);
     let outcome = apply::apply(client, &ctx.metrics, &plan.changes).await?;

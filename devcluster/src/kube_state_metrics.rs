@@ -29,6 +29,8 @@ pub struct Faults {
     pub shard: Option<u32>,
     /// Shards for so many, and says so on the telemetry port.
     pub total_shards: Option<u32>,
+    /// Shares objects out by another hash, as a later version might.
+    pub rehashed: bool,
     /// Names of nodes that do not exist and are served.
     pub ghosts: Vec<String>,
     /// By resource: its list ends after so many objects, as when a page of it is lost; what changes

@@ -241,12 +241,21 @@ async fn follow_pods(shared: Arc<Shared>, client: Client, selector: String) {
     let config = watcher::Config::default().labels(&selector);
     let events = watcher(Api::<Pod>::all(client), config).default_backoff();
     pin_mut!(events);
+    let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
         let mut state = shared.lock();
         match event {
-            Ok(Event::Init) => state.pods.clear(),
-            Ok(Event::InitDone) => state.synced += 1,
-            Ok(Event::InitApply(pod) | Event::Apply(pod)) => state.seen_pod(&pod),
+            // Until the list is there, pods are where they were.
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(pod)) => {
+                listed.extend(pod.uid());
+                state.seen_pod(&pod);
+            }
+            Ok(Event::InitDone) => {
+                state.pods.retain(|uid, _| listed.contains(uid));
+                state.synced += 1;
+            }
+            Ok(Event::Apply(pod)) => state.seen_pod(&pod),
             Ok(Event::Delete(pod)) => drop(state.pods.remove(&pod.uid().unwrap_or_default())),
             // Errors are retried by the stream itself.
             Err(_) => {}

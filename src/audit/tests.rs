@@ -103,7 +103,7 @@ fn v3_each_fault_is_named_with_its_pod_and_node() {
         )
     );
     let (text, _) = find(&|a| a[0].nodes = Err(Silence::NoAnswer));
-    assert_eq!(text, "0-0 does not answer");
+    assert_eq!(text, "0-0 does not answer as a whole");
 }
 
 #[test]

@@ -6,8 +6,9 @@ use crate::{
     audit::{self, Fault, History, Look, Nodes, Verdict},
     exposure::Loss,
     observed::{Observed, ObservedPod},
-    plan::Plan,
+    plan::{self, Plan, Settings, guard::Looks},
     status::Checked,
+    validate::{Scale, Valid},
 };
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
@@ -16,6 +17,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tokio::time::Instant;
+
+/// The longest time from one look before a delete to the next.
+const LATEST: Duration = Duration::from_secs(5);
+
+/// So that clocks that tick in whole milliseconds are past it.
+const A_MOMENT: Duration = Duration::from_millis(50);
 
 /// Audits of all KSMScales of this replica, by name.
 #[derive(Debug, Default)]
@@ -26,8 +34,8 @@ struct Audit {
     history: History,
     /// When the next look is due.
     due: Option<Timestamp>,
-    /// When a look before a delete last found that series would be lost.
-    lost: Option<Timestamp>,
+    /// What looks before deletes have found.
+    looks: Looks,
 }
 
 impl Audits {
@@ -60,15 +68,9 @@ impl Audits {
         self.lock().entry(name.to_owned()).or_default().history.record(look)
     }
 
-    /// Whether it is less than `settle` since series would have been lost. What is served by others
-    /// has to have been scraped there as well.
-    fn was_lost(&self, name: &str, now: Timestamp, settle: Duration, lost: bool) -> bool {
-        let mut audits = self.lock();
-        let audit = audits.entry(name.to_owned()).or_default();
-        if lost {
-            audit.lost = Some(now);
-        }
-        !lost && audit.lost.is_some_and(|lost| now < after(lost, settle))
+    /// What looks before deletes have found.
+    fn looks<T>(&self, name: &str, work: impl FnOnce(&mut Looks) -> T) -> T {
+        work(&mut self.lock().entry(name.to_owned()).or_default().looks)
     }
 
     fn next(&self, name: &str, due: Timestamp) {
@@ -81,24 +83,69 @@ fn after(now: Timestamp, wait: Duration) -> Timestamp {
         .unwrap_or(Timestamp::MAX)
 }
 
-/// Takes out of `plan` what would lose series (V1).
-pub(super) async fn prove(ctx: &Context, name: &str, plan: &mut Plan, seen: &Observed) -> Checked {
-    let now = (ctx.clock)();
-    let stake = plan.at_stake(seen, now, &ctx.settings);
+/// Takes out of `plan` what would lose series (V1). While pods settle it is looked ahead at what is
+/// to go then, so that the settle time is also that of what they serve.
+pub(super) async fn prove(
+    ctx: &Context,
+    scale: &Valid<Scale>,
+    plan: &mut Plan,
+    seen: &Observed,
+) -> Checked {
+    let (name, now, settle) = (&*scale.name, (ctx.clock)(), ctx.settings.settle);
+    let mut stake = plan.at_stake(seen, now, &ctx.settings);
+    let ahead = stake.victims.is_empty();
+    if ahead && plan.is_settling() {
+        let settled = Settings { settle: Duration::ZERO, ..ctx.settings };
+        stake = plan::plan(scale, seen, now, &settled).at_stake(seen, now, &settled);
+    }
+    if plan.is_at_rest() {
+        ctx.audits.looks(name, Looks::let_go);
+    }
     if !ctx.settings.verify_coverage || stake.victims.is_empty() {
         return Checked::default();
     }
-    let mut proof = verify::prove(&ctx.scraper, &stake, &nodes(ctx)).await;
-    let (now, settle, lost) = ((ctx.clock)(), ctx.settings.settle, !proof.losses.is_empty());
-    if ctx.audits.was_lost(name, now, settle, lost) {
-        let cause = "others serve its series for less than the settle time";
-        proof.losses = stake.victims.iter().map(|pod| Loss::unknown(&pod.uid, cause)).collect();
+    let mut checked = Checked::default();
+    let mut losses = Vec::new();
+    let (mut wait, mut again) = (ctx.audits.looks(name, |l| l.wait(&stake, now, settle)), LATEST);
+    // Sooner it would tell nothing.
+    if wait.is_zero() {
+        let begin = Instant::now();
+        let proof = verify::prove(&ctx.scraper, &stake, &nodes(ctx)).await;
+        again = look_again(begin.elapsed());
+        checked.reached = Some(proof.unreachable.map_or(Ok(()), Err));
+        losses = proof.losses;
+        let (now, lost) = ((ctx.clock)(), !losses.is_empty());
+        wait = ctx.audits.looks(name, |l| l.record(&stake, lost, now, settle));
     }
-    for loss in &proof.losses {
+    if losses.is_empty() && !wait.is_zero() {
+        again = wait + A_MOMENT;
+        let cause = "others serve its series for less than the settle time";
+        losses = stake.victims.iter().map(|pod| Loss::unknown(&pod.uid, cause)).collect();
+    }
+    match (losses.is_empty(), ahead) {
+        (true, true) => {}
+        (true, false) => ctx.audits.looks(name, Looks::let_go),
+        (false, true) if wait.is_zero() => plan.again_in = plan.again_in.min(again),
+        (false, true) => plan.again_in = plan.again_in.max(again),
+        (false, false) => hold(ctx, name, plan, &losses, again),
+    }
+    checked
+}
+
+/// Keeps pods that were to go.
+fn hold(ctx: &Context, name: &str, plan: &mut Plan, losses: &[Loss], again: Duration) {
+    for loss in losses {
         ctx.metrics.coverage.held_back(loss.series);
     }
-    plan.keep(&proof.losses, now);
-    Checked { reached: Some(proof.unreachable.map_or(Ok(()), Err)), report: None }
+    let now = (ctx.clock)();
+    let successors_wait = ctx.audits.looks(name, |looks| looks.hold(now));
+    plan.keep(losses, successors_wait, again, now);
+}
+
+/// How soon it is looked again for what was missing. Pods that sync take seconds, and each look reads
+/// all that they serve: it costs a tenth of the time at most, where that is possible.
+fn look_again(took: Duration) -> Duration {
+    (took * 10).clamp(Duration::from_secs(1), LATEST)
 }
 
 /// Compares what the pods of a KSMScale at rest expose with the nodes, when it is time to (V3), and
@@ -170,17 +217,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn v1_what_was_lost_a_moment_ago_has_to_be_served_by_others_for_the_settle_time() {
-        let (audits, settle) = (Audits::default(), Duration::from_secs(30));
-        let at = |second| Timestamp::from_second(second).unwrap();
-        assert!(!audits.was_lost("x", at(0), settle, false), "never lost");
-        assert!(!audits.was_lost("x", at(10), settle, true), "that is said by the look itself");
-        assert!(audits.was_lost("x", at(39), settle, false));
-        assert!(!audits.was_lost("y", at(39), settle, false), "another one");
-        assert!(!audits.was_lost("x", at(40), settle, false));
-        audits.was_lost("x", at(41), settle, true);
-        audits.forget("x");
-        assert!(!audits.was_lost("x", at(42), settle, false));
+    fn v1_a_look_that_is_cheap_is_repeated_sooner() {
+        let table = [(1, 1_000), (200, 2_000), (3_000, 5_000)];
+        for (took, again) in
+            table.map(|(a, b)| (Duration::from_millis(a), Duration::from_millis(b)))
+        {
+            assert_eq!(look_again(took), again);
+        }
     }
 
     #[test]

@@ -66,9 +66,10 @@ async fn search_all(scraper: &Scraper, stake: &Stake<'_>, nodes: &Nodes) -> Proo
         let at_risk_of_it = hashes.into_iter().collect();
         at_risk.push(Victim { pod, at_risk: at_risk_of_it, examples: Vec::new() });
     }
-    search(scraper, &stake.survivors, &mut at_risk).await;
+    let mut survivors = stake.survivors.clone();
+    let silent = search(scraper, &mut survivors, &mut at_risk).await;
     recheck(scraper, &mut at_risk).await;
-    let silent = search(scraper, &stake.survivors, &mut at_risk).await;
+    let silent = silent.or(search(scraper, &mut survivors, &mut at_risk).await);
     let lost = at_risk.into_iter().filter(|victim| !victim.at_risk.is_empty());
     let losses = lost.map(|victim| Loss {
         pod: victim.pod.uid.clone(),
@@ -87,15 +88,15 @@ fn is_of_no_node(sample: &Sample<'_>, nodes: &Nodes) -> bool {
         && sample.label(family, "node").is_some_and(|node| !nodes.contains_key(node))
 }
 
-/// Looks for what is at risk in the answers of `survivors`, and keeps what was not found. Returns
-/// why one of them gave no whole answer, if so.
+/// Looks for what is at risk in the answers of `survivors`, and keeps what was not found. Those that
+/// gave no whole answer are taken out, since waiting for them once is enough; returns why one did not.
 async fn search(
     scraper: &Scraper,
-    survivors: &[&ObservedPod],
+    survivors: &mut Vec<&ObservedPod>,
     victims: &mut [Victim<'_>],
 ) -> Option<String> {
     let mut silent = None;
-    for pod in survivors {
+    for pod in std::mem::take(survivors) {
         if victims.iter().all(|victim| victim.at_risk.is_empty()) {
             break;
         }
@@ -108,6 +109,7 @@ async fn search(
         });
         match read.await {
             Ok(()) => {
+                survivors.push(pod);
                 for (victim, marks) in victims.iter_mut().zip(&marks) {
                     victim.at_risk.find(marks);
                     victim.at_risk = victim.at_risk.missing();

@@ -7,6 +7,7 @@ use crate::{
 use serde_json::json;
 
 const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
+const SOON: Duration = Duration::from_secs(3);
 
 fn scale(shards: u32) -> Valid<Scale> {
     let spec = json!({"sharding": {"enabled": true, "shardCount": shards}});
@@ -113,13 +114,13 @@ fn v1_pods_that_never_started_or_have_ended_are_not_looked_at() {
 fn v1_what_would_be_lost_is_kept_and_the_plan_says_which_and_comes_back_soon() {
     let (mut plan, seen) = first_delete();
     let before = plan.changes.len();
-    plan.keep(&[], NOW);
+    plan.keep(&[], true, SOON, NOW);
     assert_eq!(plan.changes.len(), before, "nothing is lost");
     let stake = plan.at_stake(&seen, NOW, &settings());
     let victim = stake.victims[0].clone();
-    plan.keep(&[loss(&victim, 12)], NOW);
+    plan.keep(&[loss(&victim, 12)], false, SOON, NOW);
     assert_eq!(plan.changes.len(), before - 1);
-    assert!(plan.again_in <= LOOK_AGAIN);
+    assert!(plan.again_in <= SOON);
     assert!(plan.in_progress && !plan.is_at_rest());
     let waiting = plan.waiting.unwrap();
     assert_eq!(waiting.reason, WaitReason::SeriesAtRisk);
@@ -135,7 +136,7 @@ fn v1_a_pod_that_does_not_become_ready_is_what_is_waited_for_first() {
     let victim = plan.at_stake(&seen, NOW, &settings()).victims[0].clone();
     let (reason, message) = (WaitReason::PodNotReady, "waiting for pod a".to_owned());
     plan.waiting = Some(Waiting { reason, since: NOW, message });
-    plan.keep(&[loss(&victim, 1)], NOW);
+    plan.keep(&[loss(&victim, 1)], false, SOON, NOW);
     let waiting = plan.waiting.unwrap();
     assert_eq!(waiting.reason, reason);
     assert!(waiting.message.starts_with("waiting for pod a; keeping pod"), "{}", waiting.message);
@@ -144,18 +145,25 @@ fn v1_a_pod_that_does_not_become_ready_is_what_is_waited_for_first() {
 
 /// Where objects are shared out by another hash, nothing can go before all successors are there.
 #[test]
-fn v1_successors_are_created_while_pods_are_kept_so_that_every_change_ends() {
+fn v1_successors_wait_for_a_while_and_are_then_created_so_that_every_change_ends() {
     for (from, to) in [(3, 2), (2, 3), (3, 5), (10, 1 + 1)] {
         let mut pods = at_rest(from);
         let old: Vec<String> = pods.iter().map(|pod| pod.uid.clone()).collect();
         let scale = scale(to);
-        for _ in 0..30 {
-            let (mut plan, seen) = plan_of(&scale, &pods);
-            let losses: Vec<Loss> =
-                plan.at_stake(&seen, NOW, &settings()).victims.iter().map(|p| loss(p, 1)).collect();
-            plan.keep(&losses, NOW);
-            apply(&plan, &mut pods);
-        }
+        let lose_all = |pods: &mut Vec<ObservedPod>, successors_wait| {
+            for _ in 0..30 {
+                let (mut plan, seen) = plan_of(&scale, pods);
+                let stake = plan.at_stake(&seen, NOW, &settings());
+                let losses: Vec<Loss> = stake.victims.iter().map(|p| loss(p, 1)).collect();
+                plan.keep(&losses, successors_wait, SOON, NOW);
+                apply(&plan, pods);
+            }
+        };
+        lose_all(&mut pods, true);
+        let new = pods.iter().filter(|pod| !old.contains(&pod.uid)).count();
+        let first = (to.saturating_sub(from) as usize).max(1);
+        assert!((first..=first + 1).contains(&new), "{from} to {to}: {new}");
+        lose_all(&mut pods, false);
         let kept = pods.iter().filter(|pod| old.contains(&pod.uid)).count();
         assert_eq!((pods.len() - kept, kept), (to as usize, from as usize), "{from} to {to}");
         while let (plan, _) = plan_of(&scale, &pods)
@@ -165,6 +173,45 @@ fn v1_successors_are_created_while_pods_are_kept_so_that_every_change_ends() {
         }
         assert_eq!(pods.len(), to as usize);
     }
+}
+
+#[test]
+fn v1_what_is_at_stake_has_to_be_whole_at_every_look_of_the_settle_time() {
+    let (plan, seen) = first_delete();
+    let stake = plan.at_stake(&seen, NOW, &settings());
+    let settle = Duration::from_secs(30);
+    let at = |second| NOW + SignedDuration::from_secs(second);
+    let mut looks = Looks::default();
+    assert_eq!(looks.wait(&stake, at(0), settle), Duration::ZERO, "nothing is known");
+    assert_eq!(looks.record(&stake, false, at(0), settle), settle);
+    assert_eq!(looks.record(&stake, false, at(20), settle), Duration::from_secs(10));
+    assert_eq!(looks.record(&stake, true, at(25), settle), Duration::ZERO, "look again");
+    assert_eq!(looks.record(&stake, false, at(26), settle), settle, "anew");
+    assert_eq!(looks.wait(&stake, at(55), settle), Duration::from_secs(1));
+    assert_eq!(looks.record(&stake, false, at(56), settle), Duration::ZERO);
+
+    // One that stayed is gone: the others may have what was its only since a moment.
+    let mut fewer = stake.clone();
+    fewer.survivors.pop();
+    assert_eq!(looks.wait(&fewer, at(56), settle), Duration::ZERO);
+    assert_eq!(looks.record(&fewer, false, at(56), settle), settle);
+    assert_eq!(looks.wait(&stake, at(57), settle), Duration::from_secs(29), "more is as good");
+    let mut more = fewer.clone();
+    more.victims.extend(stake.survivors.last());
+    assert_eq!(looks.record(&more, false, at(58), settle), settle, "another one is to go");
+    looks.let_go();
+    assert_eq!(looks.wait(&more, at(58), settle), Duration::ZERO);
+    assert_eq!(looks.record(&more, false, at(60), Duration::ZERO), Duration::ZERO);
+}
+
+#[test]
+fn v1_successors_wait_for_two_minutes_in_a_row() {
+    let mut looks = Looks::default();
+    let held = |looks: &mut Looks, second| looks.hold(NOW + SignedDuration::from_secs(second));
+    assert!(held(&mut looks, 0) && held(&mut looks, 119));
+    assert!(!held(&mut looks, 120));
+    looks.let_go();
+    assert!(held(&mut looks, 121));
 }
 
 #[test]

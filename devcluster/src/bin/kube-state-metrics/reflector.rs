@@ -27,6 +27,7 @@ struct Orders {
     late: Duration,
     shard: u32,
     total_shards: u32,
+    rehashed: bool,
     truncated: usize,
     emptied: Option<Duration>,
 }
@@ -39,6 +40,7 @@ impl Orders {
             late: Duration::from_millis(faults.late.get(name).copied().unwrap_or_default()),
             shard,
             total_shards,
+            rehashed: faults.rehashed,
             truncated: faults.truncated.get(name).copied().unwrap_or(usize::MAX),
             emptied: faults.emptied.get(name).copied().map(Duration::from_millis),
         }
@@ -46,7 +48,12 @@ impl Orders {
 
     fn keeps(&self, object: &Object) -> bool {
         let uid = object.meta.uid.as_deref().unwrap_or_default();
-        shard_of(uid, self.total_shards) == self.shard
+        let shard = if self.rehashed {
+            shard_of(&uid.chars().rev().collect::<String>(), self.total_shards)
+        } else {
+            shard_of(uid, self.total_shards)
+        };
+        shard == self.shard
     }
 }
 
