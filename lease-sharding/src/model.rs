@@ -55,8 +55,8 @@ struct Bounds {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Member {
-    /// `None` while the process is down.
-    process: Option<Protocol>,
+    /// `None` while the process is down. What one step does not change, states have in common.
+    process: Option<Arc<Protocol>>,
     incarnation: u8,
     /// The outstanding write, and what became of it if the server has decided.
     outstanding: Option<(Write, Option<Event>)>,
@@ -143,10 +143,9 @@ impl Bounds {
 
     /// Gives an event to a process and does what it asks for.
     fn step(&self, state: &mut State, member: usize, event: Event) {
-        let Some(mut process) = state.members[member].process.take() else { return };
+        let Some(process) = &mut state.members[member].process else { return };
         let was_fenced = process.is_fenced() && !process.active().is_empty();
-        let effects = process.step(Now::default(), event);
-        state.members[member].process = Some(process);
+        let effects = Arc::make_mut(process).step(Now::default(), event);
         let dead = effects.iter().filter(|e| matches!(e, Effect::Tombstone(_))).count();
         // All of them or none: within the bounds, none may depend on the order of names.
         let bury = usize::from(state.writes) + dead <= self.writes.into();
@@ -220,7 +219,8 @@ impl Bounds {
         let process = self.start(at, incarnation, leases);
         let seen = state.log.len();
         let member = &mut state.members[at];
-        (member.process, member.incarnation, member.seen) = (Some(process), incarnation, seen);
+        (member.process, member.incarnation, member.seen) =
+            (Some(Arc::new(process)), incarnation, seen);
     }
 
     fn tidy(state: &mut State) {
@@ -277,7 +277,7 @@ impl Model for Bounds {
 
     fn init_states(&self) -> Vec<State> {
         let member = |at| Member {
-            process: Some(self.start(at, 0, vec![])),
+            process: Some(Arc::new(self.start(at, 0, vec![]))),
             incarnation: 0,
             outstanding: None,
             late: None,
@@ -312,8 +312,7 @@ impl Model for Bounds {
         match action {
             Action::Tick => {
                 for process in state.members.iter_mut().filter_map(|m| m.process.as_mut()) {
-                    process.sleep(1);
-                    *process = process.clone().at_time_zero();
+                    Arc::make_mut(process).sleep(1);
                 }
             }
             Action::Wake(at) => self.step(&mut state, at, Event::Tick),

@@ -7,13 +7,14 @@ use std::{fmt, iter};
 pub struct PartitionSet {
     /// Partitions 0 to 63, in place: small sets need no memory of their own.
     low: u64,
-    /// The others, without empty words at the end.
-    high: Vec<u64>,
+    /// The others, without empty words at the end, and so never an empty list: small sets, of which
+    /// there are millions in a test run, are compared without a call.
+    high: Option<Vec<u64>>,
 }
 
 impl PartitionSet {
     /// The empty set.
-    pub const EMPTY: Self = Self { low: 0, high: Vec::new() };
+    pub const EMPTY: Self = Self { low: 0, high: None };
 
     /// The partitions `0..count`.
     pub fn first(count: u32) -> Self {
@@ -22,7 +23,7 @@ impl PartitionSet {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.low == 0 && self.high.is_empty()
+        self.low == 0 && self.high.is_none()
     }
 
     /// The number of partitions in it.
@@ -34,7 +35,7 @@ impl PartitionSet {
     pub fn contains(&self, partition: u32) -> bool {
         let word = match (partition / 64) as usize {
             0 => self.low,
-            at => self.high.get(at - 1).copied().unwrap_or_default(),
+            at => self.high().get(at - 1).copied().unwrap_or_default(),
         };
         word >> (partition % 64) & 1 == 1
     }
@@ -45,10 +46,11 @@ impl PartitionSet {
         match (partition / 64) as usize {
             0 => self.low |= bit,
             at => {
-                if self.high.len() < at {
-                    self.high.resize(at, 0);
+                let high = self.high.get_or_insert_default();
+                if high.len() < at {
+                    high.resize(at, 0);
                 }
-                self.high[at - 1] |= bit;
+                high[at - 1] |= bit;
             }
         }
     }
@@ -84,19 +86,23 @@ impl PartitionSet {
         })
     }
 
+    fn high(&self) -> &[u64] {
+        self.high.as_deref().unwrap_or_default()
+    }
+
     fn words(&self) -> impl Iterator<Item = u64> {
-        iter::once(self.low).chain(self.high.iter().copied())
+        iter::once(self.low).chain(self.high().iter().copied())
     }
 
     fn merge(&self, other: &Self, op: fn(u64, u64) -> u64) -> Self {
-        let longest = self.high.len().max(other.high.len());
-        let word = |set: &Self, at: usize| set.high.get(at).copied().unwrap_or_default();
+        let longest = self.high().len().max(other.high().len());
+        let word = |set: &Self, at: usize| set.high().get(at).copied().unwrap_or_default();
         let mut high: Vec<u64> =
             (0..longest).map(|at| op(word(self, at), word(other, at))).collect();
         while high.last() == Some(&0) {
             high.pop();
         }
-        Self { low: op(self.low, other.low), high }
+        Self { low: op(self.low, other.low), high: (!high.is_empty()).then_some(high) }
     }
 }
 

@@ -316,14 +316,6 @@ impl Protocol {
         self.members().filter(move |l| l.record.placement != placement).map(|l| &l.member)
     }
 
-    /// The same member, as if it were the beginning of time: everything it holds is a length of
-    /// time, which is what makes time unbounded for the model checker.
-    #[cfg(test)]
-    pub(crate) fn at_time_zero(mut self) -> Self {
-        self.now = Now::default();
-        self
-    }
-
     #[cfg(test)]
     pub(crate) fn with(mut self, mutant: Option<Mutant>) -> Self {
         self.mutant = mutant;
@@ -334,6 +326,12 @@ impl Protocol {
     #[cfg(test)]
     pub(crate) fn hear(&mut self, leases: Vec<Lease>) {
         self.peers.list(leases);
+    }
+
+    /// All partitions of which [`Protocol::acts_until`] gives the fence.
+    #[cfg(test)]
+    pub(crate) fn owned(&self) -> PartitionSet {
+        self.active.union(&self.stopping)
     }
 
     /// The partitions whose end of work was asked for and not reported yet.
@@ -349,11 +347,13 @@ impl Protocol {
         published && self.valid > 0 && self.write.is_none() && self.unreported().is_empty()
     }
 
-    /// Lets time pass for a process that does not run.
+    /// Lets time pass for a process that does not run, and begins to count it anew: everything it
+    /// holds is a length of time, which is what makes time unbounded for the model checker.
     #[cfg(test)]
     pub(crate) fn sleep(&mut self, time: Millis) {
         let Now { steady, wall } = self.now;
         self.advance(Now { steady: steady + time, wall: wall + time });
+        self.now = Now::default();
     }
 
     #[cfg_attr(

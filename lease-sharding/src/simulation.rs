@@ -189,6 +189,10 @@ struct World {
     replicas: Vec<Replica>,
     numbers: u64,
     objects: Vec<Object>,
+    /// Who may act, each with its partitions' number and those of them it owns.
+    acting: Vec<(usize, u32, PartitionSet)>,
+    /// Since when the object that waits longest has no owner.
+    unowned_since: Option<Millis>,
     /// Whether replaced replicas have another keyspace.
     rolls_keyspace: bool,
     /// The longest time without an owner since it was last asked for.

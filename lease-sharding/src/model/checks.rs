@@ -25,7 +25,7 @@ fn at_rest(state: &State) -> bool {
             };
             member.outstanding.is_none()
                 && member.late.is_none()
-                && member.process.as_ref().is_some_and(settled)
+                && member.process.as_deref().is_some_and(settled)
         })
 }
 

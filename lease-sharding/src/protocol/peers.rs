@@ -8,6 +8,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Peer {
     lease: Lease,
+    /// It is this member's.
+    own: bool,
     /// For how long it has not changed, counted only while this member's own Lease was valid.
     idle: Millis,
     /// It was deleted with claims in it, and they are honoured for one lease time.
@@ -53,12 +55,13 @@ impl Peers {
     /// A stranger that writes a label, say, changes the version but not the record: that is no sign
     /// of life, so the idle time goes on.
     pub(super) fn see(&mut self, lease: Lease) {
+        let own = lease.member == self.me;
         match self.seen.binary_search_by(|peer| peer.lease.member.cmp(&lease.member)) {
             Ok(at) if self.seen[at].lease.record == lease.record && !self.seen[at].ghost => {
                 self.seen[at].lease.version = lease.version;
             }
-            Ok(at) => self.seen[at] = Peer { lease, idle: 0, ghost: false },
-            Err(at) => self.seen.insert(at, Peer { lease, idle: 0, ghost: false }),
+            Ok(at) => self.seen[at] = Peer { lease, own, idle: 0, ghost: false },
+            Err(at) => self.seen.insert(at, Peer { lease, own, idle: 0, ghost: false }),
         }
     }
 
@@ -67,7 +70,7 @@ impl Peers {
             return;
         };
         let peer = &mut self.seen[at];
-        if peer.lease.record.claims.is_empty() || peer.lease.member == self.me {
+        if peer.lease.record.claims.is_empty() || peer.own {
             self.seen.remove(at);
         } else if !peer.ghost {
             (peer.ghost, peer.idle) = (true, 0);
@@ -96,7 +99,7 @@ impl Peers {
     pub(super) fn age(&mut self, others: Millis, own: Millis, timing: &Timing) {
         let most = self.seen.len() as u64;
         for peer in &mut self.seen {
-            let elapsed = if peer.lease.member == self.me { own } else { others };
+            let elapsed = if peer.own { own } else { others };
             peer.idle = peer.idle.saturating_add(elapsed).min(peer.limit(timing, most));
         }
     }
@@ -107,19 +110,20 @@ impl Peers {
     }
 
     fn others(&self) -> impl Iterator<Item = &Peer> {
-        self.seen.iter().filter(|peer| peer.lease.member != self.me)
+        self.seen.iter().filter(|peer| !peer.own)
     }
 
     /// The own Lease as the watch shows it, and for how long it has not changed.
     pub(super) fn own(&self) -> Option<(&Lease, Millis)> {
-        let own = self.seen.iter().find(|peer| peer.lease.member == self.me);
+        let own = self.seen.iter().find(|peer| peer.own);
         own.map(|peer| (&peer.lease, peer.idle))
     }
 
-    /// A Lease as last seen, for how long it has not changed, and whether it was deleted.
+    /// A Lease as last seen, for how long it has not changed, and whether it was deleted. The name
+    /// is to be the very one of the Lease.
     #[cfg(test)]
     pub(super) fn seen_of(&self, member: &MemberName) -> Option<(&Lease, Millis, bool)> {
-        let peer = self.seen.iter().find(|peer| peer.lease.member == *member)?;
+        let peer = self.seen.iter().find(|peer| Arc::ptr_eq(&peer.lease.member, member))?;
         Some((&peer.lease, peer.idle, peer.ghost))
     }
 
@@ -170,7 +174,7 @@ impl Peers {
         let rank = self.rank();
         for peer in &mut self.seen {
             let limit = peer.limit(timing, rank);
-            if peer.lease.member == self.me || peer.idle < limit {
+            if peer.own || peer.idle < limit {
                 continue;
             }
             if peer.is_live() {

@@ -2,7 +2,10 @@
 
 use super::{Lease, MemberName, Protocol, Record, Version};
 use crate::partitions::PartitionSet;
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 /// Other names for members and partitions, and what versions and sequence numbers count from.
 ///
@@ -11,23 +14,24 @@ use std::hash::{Hash, Hasher};
 /// with others of the same Lease, and sequence numbers with others of the same process: how far
 /// they are from the newest says it all.
 pub(crate) struct View<'a> {
-    /// Members in the order of their new names.
-    pub(crate) members: &'a [MemberName],
+    /// Members in the order of their new names. All that is looked at has these very names.
+    pub(crate) members: &'a [&'a MemberName],
     /// The new number of each partition.
     pub(crate) partitions: &'a [u32],
     /// The Lease that the API server has of each member, in the same order.
-    pub(crate) server: &'a [Option<Lease>],
+    pub(crate) server: &'a [Option<&'a Lease>],
     /// The processes' sequence numbers and incarnations, in the same order.
     pub(crate) processes: &'a [Option<(u64, u128)>],
 }
 
 impl View<'_> {
     pub(crate) fn place(&self, member: &MemberName) -> usize {
-        self.members.iter().position(|name| name == member).unwrap_or(usize::MAX)
+        let is_it = |name: &&MemberName| Arc::ptr_eq(name, member);
+        self.members.iter().position(is_it).expect("a member of the model")
     }
 
     pub(crate) fn version(&self, at: usize, version: Version) -> u64 {
-        let newest = self.server[at].as_ref().map_or(0, |lease| lease.version.0);
+        let newest = self.server[at].map_or(0, |lease| lease.version.0);
         newest.wrapping_sub(version.0)
     }
 
@@ -54,6 +58,15 @@ impl Protocol {
     /// What a [`View`] has to know of a process: its newest sequence number and its incarnation.
     pub(crate) fn newest(&self) -> (u64, u128) {
         (self.seq, self.me.holder.incarnation)
+    }
+
+    /// Some of what [`Protocol::hash_in`] says, and the same in every view.
+    pub(crate) fn hash_nameless(&self, state: &mut impl Hasher) {
+        (self.stage, self.seq == 0, self.joined).hash(state);
+        (self.valid, self.until_renewal, self.until_retry).hash(state);
+        for set in [&self.wanted, &self.held, &self.active, &self.stopping, &self.lost] {
+            set.len().hash(state);
+        }
     }
 
     /// Hashes all on which behaviour depends, as it looks in `view`. Whether the fence was told is

@@ -30,6 +30,8 @@ impl World {
             replicas: vec![],
             numbers: 0,
             objects: vec![],
+            acting: vec![],
+            unowned_since: None,
             rolls_keyspace: false,
             longest_gap: 0,
             mutant: None,
@@ -42,7 +44,8 @@ impl World {
     /// So many objects, whose owners are not known yet.
     pub(super) fn with_objects(self, count: u32) -> Self {
         let object = Object { owner: None, unowned_since: Some(self.now), moves: 0 };
-        Self { objects: vec![object; count as usize], ..self }
+        let unowned_since = object.unowned_since;
+        Self { objects: vec![object; count as usize], unowned_since, ..self }
     }
 
     pub(super) fn unowned(&self) -> usize {
@@ -322,24 +325,32 @@ impl World {
         }
     }
 
+    /// Who may act on what. While that stays the same, only the gaps grow.
     fn check(&mut self) {
-        let valid = |(at, replica): (usize, _)| {
-            let process = Replica::valid(replica, self.now)?;
-            Some((at, process, partitions(replica.identity.keyspace)))
+        let acts = |(at, replica): (usize, &Replica)| {
+            let owned = replica.valid(self.now)?.owned();
+            Some((at, partitions(replica.identity.keyspace), owned))
         };
-        let valid: Vec<_> = self.replicas.iter().enumerate().filter_map(valid).collect();
+        let acting: Vec<_> = self.replicas.iter().enumerate().filter_map(acts).collect();
+        if acting != self.acting {
+            self.acting = acting;
+            self.look_at_objects();
+        }
+        if let Some(start) = self.unowned_since {
+            self.longest_gap = self.longest_gap.max(self.now - start);
+        }
+    }
+
+    fn look_at_objects(&mut self) {
         for (number, object) in (0_u32..).zip(&mut self.objects) {
-            let acts = |(at, process, partitions): &(usize, &Protocol, u32)| {
-                process.acts_until(number % partitions).map(|_| *at)
+            let acts = |(at, partitions, owned): &(usize, u32, PartitionSet)| {
+                owned.contains(number % partitions).then_some(*at)
             };
-            let mut owners = valid.iter().filter_map(acts);
+            let mut owners = self.acting.iter().filter_map(acts);
             let owner = owners.next();
             if owners.next().is_some() {
                 let when = format!("two owners of object {number} at {} ms", self.now);
                 self.two_owners.get_or_insert(when);
-            }
-            if owner.is_none() {
-                object.unowned_since.get_or_insert(self.now);
             }
             if let Some(start) = object.unowned_since {
                 self.longest_gap = self.longest_gap.max(self.now - start);
@@ -347,7 +358,10 @@ impl World {
             if owner.is_some() {
                 object.moves += u32::from(object.owner.is_some() && object.owner != owner);
                 (object.owner, object.unowned_since) = (owner, None);
+            } else {
+                object.unowned_since.get_or_insert(self.now);
             }
         }
+        self.unowned_since = self.objects.iter().filter_map(|o| o.unowned_since).min();
     }
 }
