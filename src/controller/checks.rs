@@ -8,6 +8,7 @@ use crate::{
     observed::{Observed, ObservedPod},
     plan::Plan,
     status::Checked,
+    telemetry::otlp::TRACES,
 };
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
@@ -82,6 +83,7 @@ fn after(now: Timestamp, wait: Duration) -> Timestamp {
 }
 
 /// Takes out of `plan` what would lose series (V1).
+#[tracing::instrument(target = TRACES, name = "prove", skip_all)]
 pub(super) async fn prove(ctx: &Context, name: &str, plan: &mut Plan, seen: &Observed) -> Checked {
     let now = (ctx.clock)();
     let stake = plan.at_stake(seen, now, &ctx.settings);
@@ -103,6 +105,7 @@ pub(super) async fn prove(ctx: &Context, name: &str, plan: &mut Plan, seen: &Obs
 
 /// Compares what the pods of a KSMScale at rest expose with the nodes, when it is time to (V3), and
 /// has `plan` come back for the next look.
+#[tracing::instrument(target = TRACES, name = "audit", skip_all)]
 pub(super) async fn audit(
     ctx: &Context,
     name: &str,
