@@ -75,7 +75,11 @@ impl Cli {
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), OPERATOR, &mut script);
-                print(&String::from_utf8(script)?)?;
+                let script = String::from_utf8(script)?;
+                // clap_complete for bash spells a name with hyphens in two ways that never meet.
+                let (label, state) =
+                    ("ksm__subcmd__scale__subcmd__operator", "ksm__scale__operator");
+                print(&script.replace(label, state))?;
             }
         }
         Ok(ExitCode::SUCCESS)
