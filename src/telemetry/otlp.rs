@@ -153,7 +153,8 @@ impl HttpClient for Client {
         's: 'a,
         Self: 'a,
     {
-        let sent = self.runtime.spawn(timeout(LIMIT, send(request)));
+        // A time-out is made on the runtime too: here there is none.
+        let sent = self.runtime.spawn(async move { timeout(LIMIT, send(request)).await });
         Box::pin(async move {
             let result = match sent.await {
                 Ok(result) => result.unwrap_or_else(|late| Err(late.into())),
