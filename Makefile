@@ -49,8 +49,8 @@ cluster-test: tools ## Tests on a real control plane
 	cargo test --locked -p lease-sharding --test apiserver -- --test-threads=2
 	cargo test --locked -p devcluster --tests
 
-soak: tools ## 50,000 calls while replicas end and certificates change, none lost (about 90 minutes)
-	$(call say,soak: rollouts and rotations under load)
+soak: tools ## 50,000 calls while replicas end and certificates change, none lost; 100 random changes as forecast (about 90 minutes)
+	$(call say,soak: rollouts and rotations under load; random changes)
 	cargo test --locked --test apiserver -- --ignored --nocapture --test-threads=1 soak_
 
 tools: ## Build the control plane's programs, once (about 12 minutes; needs Go)

@@ -1,8 +1,12 @@
 //! The command line. Here, and only here, the clock and the environment are read.
 
-use crate::manifests::{self, Manifest};
+use crate::{
+    manifests::{self, Manifest},
+    names::OPERATOR,
+};
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 use std::{io::Write as _, process::ExitCode};
 
 mod allowed;
@@ -10,6 +14,7 @@ mod certs;
 mod files;
 mod plan;
 mod run;
+mod sarif;
 mod sharding;
 mod validate;
 mod webhook;
@@ -41,6 +46,13 @@ enum Command {
     Manifests,
     /// Print the admission policies that decide in place of the webhooks, for what is allowed.
     Policies(allowed::AllowedArgs),
+    /// Print a script that completes this command line in a shell.
+    ///
+    /// In bash: source <(ksm-scale-operator completions bash)
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
 }
 
 impl Cli {
@@ -60,6 +72,15 @@ impl Cli {
             }
             Command::Manifests => print_all(&manifests::base()?)?,
             Command::Policies(args) => print_all(&manifests::policies(&args.allowed())?)?,
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), OPERATOR, &mut script);
+                let script = String::from_utf8(script)?;
+                // clap_complete for bash spells a name with hyphens in two ways that never meet.
+                let (label, state) =
+                    ("ksm__subcmd__scale__subcmd__operator", "ksm__scale__operator");
+                print(&script.replace(label, state))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

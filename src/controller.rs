@@ -11,6 +11,7 @@ use crate::{
     telemetry::{
         chain,
         metrics::{Metrics, Totals},
+        otlp::TRACES,
         panic_text,
     },
     validate::validate,
@@ -281,7 +282,8 @@ async fn reconcile(
         return Ok(Action::await_change());
     };
     let id = ctx.reconciles.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("reconcile", ksmscale = name, reconcile_id = id);
+    // At the highest level, so that no filter takes the id from a line that it lets through.
+    let span = tracing::error_span!("reconcile", ksmscale = name, reconcile_id = id);
     let started = Instant::now();
     let client = guard.client(&ctx.connections);
     let work = Box::pin(work(&ctx, &client, &name).instrument(span.clone()));
@@ -353,7 +355,8 @@ async fn work(ctx: &Context, client: &Client, name: &str) -> Result<Action, Erro
         }
     };
     let seen = observe::observe(ctx, client, &scale).await?;
-    let mut plan = plan(&scale, &seen, now, &ctx.settings);
+    let planning = tracing::info_span!(target: TRACES, "plan");
+    let mut plan = planning.in_scope(|| plan(&scale, &seen, now, &ctx.settings));
     let proven = checks::prove(ctx, &scale, &mut plan, &seen).await;
     let audited = checks::audit(ctx, name, &mut plan, &seen).await;
     let checked = audited.unwrap_or(proven);

@@ -122,6 +122,12 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
+/// The rule that says `message` of `field`, if it is one of these.
+#[must_use]
+pub fn rule_of(field: &str, message: &str) -> Option<&'static Rule> {
+    RULES.iter().find(|rule| rule.path() == field && message.ends_with(rule.message))
+}
+
 fn request_within_limit(spec: &KSMScaleSpec, pick: fn(&Quantities) -> Option<&Quantity>) -> bool {
     let amount = |side: Option<&Quantities>| side.and_then(pick).and_then(|q| nanos(&q.0));
     let Some(resources) = &spec.resources else { return true };

@@ -1,36 +1,51 @@
-//! YAML and JSON as people write them: documents, and the line of each field.
+//! YAML and JSON as people write them: documents, and the place of each field.
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value};
-use serde_saphyr::Spanned;
+use serde_saphyr::{Location, Spanned};
 use std::{collections::BTreeMap, fmt};
+
+/// Where something begins in a file. Both numbers count from 1, columns in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// The line.
+    pub line: u64,
+    /// The character in the line.
+    pub column: u64,
+}
+
+impl From<Location> for Place {
+    fn from(location: Location) -> Self {
+        Self { line: location.line(), column: location.column() }
+    }
+}
 
 /// One object of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
     /// The object.
     pub json: Value,
-    /// The line where it begins, from 1.
-    pub line: u64,
-    lines: BTreeMap<String, u64>,
+    /// Where it begins.
+    pub begin: Place,
+    places: BTreeMap<String, Place>,
 }
 
 impl Document {
-    /// The line of a field, such as `spec.sharding.shardCount`, or of the nearest field above it
+    /// The place of a field, such as `spec.sharding.shardCount`, or of the nearest field above it
     /// that is there.
     #[must_use]
-    pub fn line_of(&self, field: &str) -> u64 {
+    pub fn place_of(&self, field: &str) -> Place {
         let mut path = field;
         loop {
-            if let Some(line) = self.lines.get(path) {
-                return *line;
+            if let Some(place) = self.places.get(path) {
+                return *place;
             }
             match path.rfind(['.', '[']) {
                 Some(end) => path = &path[..end],
-                None => return self.line,
+                None => return self.begin,
             }
         }
     }
@@ -44,10 +59,10 @@ impl Document {
         }
         let item = |(at, json): (usize, &Value)| {
             let prefix = format!("items[{at}]");
-            let own = self.lines.iter().filter_map(|(path, line)| {
-                Some((path.strip_prefix(&prefix)?.strip_prefix('.')?.to_owned(), *line))
+            let own = self.places.iter().filter_map(|(path, place)| {
+                Some((path.strip_prefix(&prefix)?.strip_prefix('.')?.to_owned(), *place))
             });
-            Self { json: json.clone(), line: self.line_of(&prefix), lines: own.collect() }
+            Self { json: json.clone(), begin: self.place_of(&prefix), places: own.collect() }
         };
         items.iter().enumerate().map(item).collect()
     }
@@ -60,10 +75,10 @@ impl Document {
 pub fn documents(text: &str) -> Result<Vec<Document>, serde_saphyr::Error> {
     let documents: Vec<Spanned<Node>> = serde_saphyr::from_multiple(text)?;
     let read = |document: Spanned<Node>| {
-        let mut lines = BTreeMap::new();
-        let line = document.referenced.line();
-        let json = document.value.into_json("", &mut lines);
-        Document { json, line, lines }
+        let mut places = BTreeMap::new();
+        let begin = document.referenced.into();
+        let json = document.value.into_json("", &mut places);
+        Document { json, begin, places }
     };
     Ok(documents.into_iter().map(read).filter(|document| !document.json.is_null()).collect())
 }
@@ -76,14 +91,14 @@ enum Node {
 }
 
 impl Node {
-    fn into_json(self, path: &str, lines: &mut BTreeMap<String, u64>) -> Value {
+    fn into_json(self, path: &str, places: &mut BTreeMap<String, Place>) -> Value {
         match self {
             Self::Scalar(value) => value,
             Self::List(items) => {
                 let item = |(at, item): (usize, Spanned<Self>)| {
                     let path = format!("{path}[{at}]");
-                    lines.insert(path.clone(), item.referenced.line());
-                    item.value.into_json(&path, lines)
+                    places.insert(path.clone(), item.referenced.into());
+                    item.value.into_json(&path, places)
                 };
                 items.into_iter().enumerate().map(item).collect()
             }
@@ -94,8 +109,8 @@ impl Node {
                         "" => name.value.clone(),
                         path => format!("{path}.{}", name.value),
                     };
-                    lines.insert(path.clone(), name.referenced.line());
-                    map.insert(name.value, value.into_json(&path, lines));
+                    places.insert(path.clone(), name.referenced.into());
+                    map.insert(name.value, value.into_json(&path, places));
                 }
                 Value::Object(map)
             }
@@ -175,15 +190,16 @@ mod tests {
     const TEXT: &str = "# a comment\nkind: A\nspec:\n  sharding:\n    enabled: yes\n    counts: [1, 2.5]\n---\n---\n{\"kind\": \"B\",\n \"spec\": null}\n";
 
     #[test]
-    fn o2_documents_are_read_with_the_lines_of_their_fields() {
+    fn o2_documents_are_read_with_the_places_of_their_fields() {
         let [a, b] =
             documents(TEXT).unwrap().try_into().expect("two documents, the empty one left out");
         assert_eq!(a.json["spec"]["sharding"]["counts"], json!([1, 2.5]));
-        assert_eq!(a.line_of("spec.sharding.counts"), 6);
-        assert_eq!(a.line_of("spec.sharding.counts[1]"), 6);
-        assert_eq!(a.line_of("spec.sharding.shardCount"), 4, "the nearest field that is there");
+        let place = |field: &str| (a.place_of(field).line, a.place_of(field).column);
+        assert_eq!(place("spec.sharding.counts"), (6, 5));
+        assert_eq!(place("spec.sharding.counts[1]"), (6, 16));
+        assert_eq!(place("spec.sharding.shardCount"), (4, 3), "the nearest field that is there");
         assert_eq!(b.json, json!({"kind": "B", "spec": null}));
-        assert_eq!(b.line_of("spec.nodes"), 10);
+        assert_eq!(b.place_of("spec.nodes"), Place { line: 10, column: 2 });
     }
 
     #[test]
@@ -191,7 +207,7 @@ mod tests {
         let text = "kind: List\nitems:\n- kind: A\n  spec: {}\n- kind: B\n  spec:\n    x: 1\n";
         let [list] = documents(text).unwrap().try_into().expect("one document");
         let [_, b] = list.objects().try_into().expect("two objects");
-        assert_eq!((b.line, b.line_of("spec.x")), (5, 7));
+        assert_eq!((b.begin.line, b.place_of("spec.x").line), (5, 7));
     }
 
     #[test]

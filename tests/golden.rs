@@ -32,7 +32,8 @@ fn o1_help_texts_are_as_committed() {
     use clap::CommandFactory;
     let mut command = ksm_scale_operator::cli::Cli::command();
     let mut text = command.render_long_help().to_string();
-    for name in ["run", "validate", "plan", "certs", "crd", "manifests", "policies"] {
+    let names = ["run", "validate", "plan", "certs", "crd", "manifests", "policies", "completions"];
+    for name in names {
         let sub = command.find_subcommand_mut(name).expect("a subcommand");
         let _ = write!(text, "\n---- {name}\n{}", sub.render_long_help());
     }
@@ -100,6 +101,10 @@ fn o2_validate_tells_each_fault_with_its_line_and_by_its_exit_code() {
     assert_eq!(code, Some(1));
     golden("tests/golden/validate-mistakes.txt", &stdout);
     assert_eq!(stderr, "1 KSMScales checked: 3 errors, 0 warnings; 1 other objects skipped\n");
+    let mistakes = ["validate", "-f", "examples/demo/mistakes.yaml", "-o", "sarif"];
+    let (code, stdout, _) = run(&mistakes);
+    assert_eq!(code, Some(1));
+    golden("tests/golden/validate-mistakes.sarif", &stdout);
     let sample = ["validate", "-f", "deploy/samples/sharded.yaml"];
     let (code, stdout, _) = run(&sample);
     assert_eq!(code, Some(0));

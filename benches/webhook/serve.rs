@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// Serves on `port` with the certificate in `cert_dir`, until the process is killed.
 #[tokio::main(flavor = "current_thread")]
 pub async fn serve(port: u16, cert_dir: &Path) -> Result<()> {
-    telemetry::init(LogFormat::Json, "info")?;
+    telemetry::init(LogFormat::Json, "info", None)?;
     let read = |name| fs::read(cert_dir.join(name)).with_context(|| format!("no {name}"));
     let serving = Serving::default();
     serving.swap(Pair::from_pem(&read("tls.crt")?, &read("tls.key")?)?);

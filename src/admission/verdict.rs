@@ -10,7 +10,7 @@ use crate::{
     allowed::Allowed,
     api::KSMScale,
     names::GROUP,
-    rules::{RULES, Reason},
+    rules::{Reason, rule_of},
     validate::{Scale, Valid, Violation, defaulted, validate_owned},
     warnings::{Surroundings, warnings},
 };
@@ -63,10 +63,7 @@ struct Fault {
 
 impl Fault {
     fn new(violation: Violation) -> Self {
-        let rule = RULES.iter().find(|rule| {
-            rule.path() == violation.field && violation.message.ends_with(rule.message)
-        });
-        let (rule, at) = match rule {
+        let (rule, at) = match rule_of(&violation.field, &violation.message) {
             Some(rule) => (rule.id, rule.at.join(".")),
             None => (violation.reason.as_str(), violation.field.clone()),
         };

@@ -12,7 +12,12 @@ use crate::{
     plan::Settings,
     readiness::Readiness,
     server::{self, BindAddress},
-    telemetry::{self, LogFormat, certificate_metrics::CertificateMetrics, metrics::Metrics},
+    telemetry::{
+        self, LogFormat,
+        certificate_metrics::CertificateMetrics,
+        metrics::Metrics,
+        otlp::{Endpoint, Origin, Traces},
+    },
     webhook,
 };
 use anyhow::Context as _;
@@ -21,6 +26,7 @@ use futures::{FutureExt as _, TryFutureExt as _, future};
 use http::header::USER_AGENT;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Client, Config};
+use lease_sharding::Pod;
 use prometheus_client::registry::Registry;
 use std::time::Duration;
 use tokio::{
@@ -87,6 +93,10 @@ pub(super) struct Run {
     /// Which log lines to write, such as info or ksm_scale_operator=debug,kube=warn.
     #[arg(long, env = "RUST_LOG", value_name = "FILTER", default_value = "info")]
     log_filter: String,
+    /// Send traces of reconciles and webhook requests to this collector, by OTLP over HTTP: for
+    /// example http://localhost:4318. Without it there are none.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<Endpoint>,
 }
 
 impl Run {
@@ -114,9 +124,22 @@ impl Run {
 
     /// Runs until a signal.
     pub(super) fn run(self) -> anyhow::Result<()> {
-        telemetry::init(self.log_format, &self.log_filter).context("cannot set up logging")?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(run(self))
+        let pod = self.sharding.pod();
+        let origin = Origin { pod: &pod.name, namespace: &pod.namespace };
+        let handle = runtime.handle();
+        let traces = self.otlp_endpoint.as_ref();
+        let traces = traces.map(|to| Traces::start(to, handle.clone(), origin)).transpose();
+        let traces = traces.context("cannot set up traces")?;
+        telemetry::init(self.log_format, &self.log_filter, traces.as_ref())
+            .context("cannot set up logging")?;
+        let result = runtime.block_on(run(self, pod));
+        if let Some(traces) = traces {
+            traces.end();
+        }
+        // Not for a name that is still being looked up.
+        runtime.shutdown_background();
+        result
     }
 }
 
@@ -127,8 +150,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).map_err(|_| "must not be negative".into())
 }
 
-async fn run(args: Run) -> anyhow::Result<()> {
-    let pod = args.sharding.pod();
+async fn run(args: Run, pod: Pod) -> anyhow::Result<()> {
     let name = pod.name.clone();
     let config = cluster(&name).await?;
     let settings = args.settings();

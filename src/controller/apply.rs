@@ -6,7 +6,7 @@ use crate::{
     observed::is_owned_by,
     plan::{Change, Group},
     status::{Failure, FailureReason, Outcome},
-    telemetry::{chain, metrics::Metrics},
+    telemetry::{chain, metrics::Metrics, otlp::TRACES},
 };
 use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{
@@ -24,6 +24,7 @@ use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 ///
 /// # Errors
 /// [`Error::NotOurs`] and no other.
+#[tracing::instrument(target = TRACES, name = "apply", skip_all)]
 pub(super) async fn apply(
     client: &Client,
     metrics: &Metrics,

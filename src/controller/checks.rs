@@ -8,6 +8,7 @@ use crate::{
     observed::{Observed, ObservedPod},
     plan::{self, Plan, Settings, guard::Looks},
     status::Checked,
+    telemetry::otlp::TRACES,
     validate::{Scale, Valid},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -85,6 +86,7 @@ fn after(now: Timestamp, wait: Duration) -> Timestamp {
 
 /// Takes out of `plan` what would lose series (V1). While pods settle it is looked ahead at what is
 /// to go then, so that the settle time is also that of what they serve.
+#[tracing::instrument(target = TRACES, name = "prove", skip_all)]
 pub(super) async fn prove(
     ctx: &Context,
     scale: &Valid<Scale>,
@@ -150,6 +152,7 @@ fn look_again(took: Duration) -> Duration {
 
 /// Compares what the pods of a KSMScale at rest expose with the nodes, when it is time to (V3), and
 /// has `plan` come back for the next look.
+#[tracing::instrument(target = TRACES, name = "audit", skip_all)]
 pub(super) async fn audit(
     ctx: &Context,
     name: &str,

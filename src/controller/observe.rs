@@ -9,6 +9,7 @@ use crate::{
     controller::watches::Count,
     names::{self, KUBE_STATE_METRICS, LABEL_MANAGED_BY, LABEL_NAME, LABEL_SCALE, OPERATOR},
     observed::{NamespaceState, Observed, ObservedPod, is_owned_by},
+    telemetry::otlp::TRACES,
     validate::{Mode, Scale},
 };
 use k8s_openapi::api::{
@@ -44,6 +45,7 @@ pub(super) async fn stored(client: &Client, name: &str) -> Result<Option<Stored>
 }
 
 /// Reads everything that the plan for `scale` looks at.
+#[tracing::instrument(target = TRACES, name = "observe", skip_all)]
 pub(super) async fn observe(
     ctx: &Context,
     client: &Client,

@@ -5,6 +5,7 @@ use crate::{
     api::{KSMScale, KSMScaleStatus},
     names::OPERATOR,
     status::events::Note,
+    telemetry::otlp::TRACES,
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -18,6 +19,7 @@ use serde_json::json;
 ///
 /// # Errors
 /// What the API server answered. Nothing is half written.
+#[tracing::instrument(target = TRACES, name = "publish", skip_all)]
 pub(super) async fn status(
     client: &Client,
     name: &str,

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     admission::{self, Answer, Decision, Endpoint, Knowledge, Verdict},
     allowed::Allowed,
+    telemetry::otlp::TRACES,
 };
 use futures::FutureExt as _;
 use http_body_util::{BodyExt as _, Full};
@@ -22,6 +23,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout},
 };
+use tracing::{Instrument as _, Span, field::Empty};
 
 /// How long the API server waits where it does not say: its default for webhooks.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,12 +88,15 @@ impl Requests {
         connection.enter(Phase::Body);
         let _in_flight = self.metrics.in_flight();
         let endpoint = Endpoint::of_path(request.uri().path());
-        let (answer, decided) = match self.review(endpoint, request, connection, &standing).await {
+        let span = span(endpoint);
+        let reviewed = self.review(endpoint, request, connection, &standing);
+        let (answer, decided) = match reviewed.instrument(span.clone()).await {
             Ok(answer) => (answer, true),
             Err(Refused(answer)) => (*answer, false),
         };
         self.metrics.answered(endpoint, &answer, came.elapsed());
-        tell(&answer);
+        span.in_scope(|| tell(&answer));
+        trace(&span, &answer);
         connection.answered(answer.status == 200);
         let stays = decided && answer.retry_after.is_none() && standing() == Standing::Lasting;
         response(answer, stays)
@@ -223,6 +228,40 @@ impl Requests {
             Decision::Final(answer) => answer,
             Decision::NeedsAccess(access) => self.authorizer.answer(*access, deadline).await,
         }
+    }
+}
+
+/// For traces. Off, it costs one look at a flag.
+fn span(endpoint: Option<Endpoint>) -> Span {
+    tracing::info_span!(
+        target: TRACES,
+        "webhook",
+        otel.kind = "server",
+        webhook = endpoint.map(Endpoint::as_str),
+        operation = Empty,
+        ksmscale = Empty,
+        uid = Empty,
+        verdict = Empty,
+        rules = Empty,
+        http.response.status_code = Empty,
+        otel.status_code = Empty,
+    )
+}
+
+fn trace(span: &Span, answer: &Answer) {
+    if span.is_disabled() {
+        return;
+    }
+    let record = &answer.record;
+    let cut = |text: &str| text.chars().take(253).collect::<String>();
+    span.record("operation", record.operation);
+    span.record("ksmscale", cut(&record.name));
+    span.record("uid", cut(&record.uid));
+    span.record("verdict", record.verdict.as_str());
+    span.record("rules", record.rules.join(","));
+    span.record("http.response.status_code", answer.status);
+    if record.verdict == Verdict::Failed {
+        span.record("otel.status_code", "ERROR");
     }
 }
 

@@ -21,10 +21,10 @@ use stage::{Stage, Told, send};
 use std::{collections::BTreeMap, fmt::Write, mem, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-mod stage;
+pub mod stage;
 
 /// A spec that no schema looks at.
-fn unruled(schema: &mut Value) {
+pub fn unruled(schema: &mut Value) {
     let status = schema["properties"]["status"].take();
     let spec = json!({"x-kubernetes-preserve-unknown-fields": true});
     *schema = json!({"type": "object", "properties": {"spec": spec, "status": status}});

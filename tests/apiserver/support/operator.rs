@@ -37,7 +37,9 @@ impl Operator {
         let log = plane.dir().join(format!("operator-{}.log", health.replace(':', "-")));
         let mut all =
             vec!["run", "--health-probe-bind-address", &health, "--metrics-bind-address", &metrics];
-        all.extend(["--log-filter", "info,ksm_scale_operator=debug"]);
+        if !args.contains(&"--log-filter") {
+            all.extend(["--log-filter", "info,ksm_scale_operator=debug"]);
+        }
         if !args.contains(&"--settle-time") {
             all.extend(["--settle-time", "0s"]);
         }
@@ -129,6 +131,11 @@ impl Operator {
         let ended = tokio::time::timeout(SOON, self.process.wait()).await;
         let status = ended.expect("it ends").expect("a status");
         (status, self.log())
+    }
+
+    /// Where its log is, also after its end.
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone()
     }
 
     pub fn log(&self) -> String {
