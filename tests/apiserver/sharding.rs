@@ -28,6 +28,8 @@ const SCALES: usize = 50;
 const RESIZED: usize = 4;
 const MEMBERS: &str = "sharding_ring_member_count";
 const LEASE: Duration = Duration::from_secs(6);
+/// Nobody takes over before that: the lease less the fence.
+const UNTOUCHED: Duration = Duration::from_secs(2);
 /// What a very busy machine adds to everything. A bound that holds there too tells whether it ends at
 /// all; how long it takes is measured in `lease-sharding/BENCHMARKS.md`, and printed here.
 const SLACK: Duration = Duration::from_secs(30);
@@ -184,7 +186,7 @@ async fn s2_s3_what_a_killed_replica_had_is_taken_over_after_its_lease_and_worke
     stage.end("SIGKILL");
     println!("SIGKILL: {share} KSMScales without an owner for at most {gap:?}");
     assert!(gap < LEASE + SLACK, "{gap:?}");
-    assert!(gap > LEASE / 2, "{gap:?}: nobody else may act before");
+    assert!(gap > UNTOUCHED, "{gap:?}: nobody else may act before");
     assert_no_failure(&replicas);
     let owned = async |name: &str| {
         let mut all = Vec::new();
@@ -257,12 +259,13 @@ async fn s2_a_replica_that_is_cut_off_stops_before_others_take_over() {
     stage.end("cut off");
 }
 
-/// An outage of more than the fence and the lease moves nothing.
-async fn the_api_server_is_down(time: Duration) {
+/// A minute is ten times the lease.
+#[tokio::test]
+async fn s2_an_outage_of_the_api_server_moves_nothing() {
     let (stage, replicas) = Stage::at_work(&["a", "b", "c"]).await;
     let before = stage.owners().await;
     stage.cluster.plane.stop_api_server().await.expect("it stops");
-    tokio::time::sleep(time).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     stage.cluster.plane.start_api_server().await.expect("it starts");
     let up = Instant::now();
     let writes = stage.witness.writes_by_member();
@@ -272,21 +275,10 @@ async fn the_api_server_is_down(time: Duration) {
         ["a", "b", "c"].iter().all(more).then(Instant::now)
     });
     let works = works.await.expect("writes");
-    println!("outage of {time:?}: all write {:?} after the API server was ready", works - up);
+    println!("outage: all write {:?} after the API server was ready", works - up);
     assert_eq!(stage.owners().await, before);
     assert!(replicas.iter().all(|replica| !replica.log().contains("partitions lost")));
     stage.end("outage");
-}
-
-#[tokio::test]
-async fn s2_an_outage_of_the_api_server_moves_nothing() {
-    the_api_server_is_down(2 * LEASE).await;
-}
-
-#[tokio::test]
-#[ignore = "long: make soak"]
-async fn s2_soak_an_outage_of_a_minute_moves_nothing() {
-    the_api_server_is_down(Duration::from_mins(1)).await;
 }
 
 #[tokio::test]

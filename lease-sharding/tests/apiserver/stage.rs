@@ -26,7 +26,7 @@ use std::{
 };
 
 /// What a wait may take. Nothing here takes a tenth of it on a quiet machine.
-pub const SOON: Duration = Duration::from_mins(1);
+pub const SOON: Duration = Duration::from_mins(3);
 pub const NAMESPACE: &str = "work";
 const MAPS: usize = 12;
 
@@ -132,9 +132,18 @@ impl Stage {
         Process::spawn(name, example(), none, env, &log).expect("a worker")
     }
 
-    /// Waits until each object is worked on by that one of these to whom it is placed. Returns when
-    /// that was.
+    /// The newest revision of any object.
+    pub async fn revision(&self) -> u64 {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let list = maps.list(&ListParams::default()).await.expect("ConfigMaps");
+        let revision = list.metadata.resource_version.expect("a revision");
+        revision.parse().expect("a number")
+    }
+
+    /// Waits until each object was worked on, from now on, by that one of these to whom it is placed.
+    /// Returns when that was.
     pub async fn until_shared_by(&self, workers: &[&str]) -> Instant {
+        let begun = Instant::now();
         let none = PartitionSet::EMPTY;
         let candidates =
             workers.iter().map(|name| Candidate { name, claims: &none, generation: 0 });
@@ -143,14 +152,12 @@ impl Stage {
         let placed = Placement::default().place(keys.partitions(), &candidates);
         let what = format!("{workers:?} share the work");
         let shared = eventually(&what, SOON, || async {
-            let (now, latest) = (Instant::now(), self.witness.latest());
+            let latest = self.witness.latest();
             let done = |map: String| {
                 let owner = placed.owner(keys.partition_of(&key(&map)));
-                latest.get(&map).is_some_and(|(who, at)| {
-                    owner == Some(who) && now.duration_since(*at) < Duration::from_secs(1)
-                })
+                latest.get(&map).is_some_and(|(who, at)| owner == Some(who) && *at > begun)
             };
-            maps().all(done).then_some(now)
+            maps().all(done).then(Instant::now)
         });
         match shared.await {
             Ok(at) => at,

@@ -13,7 +13,7 @@ use kube::{
 use lease_sharding::keys::Keyspace;
 use serde::de::DeserializeOwned;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Debug,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -105,6 +105,19 @@ impl Witness {
             _ => None,
         });
         worked.collect()
+    }
+
+    /// Whether every object was worked on after this revision.
+    pub fn all_since(&self, revision: u64) -> bool {
+        let history = self.history.lock().expect("the history");
+        let worked: BTreeSet<&String> = history
+            .range(revision + 1..)
+            .filter_map(|(_, (_, what))| match what {
+                What::Worked { map, .. } => Some(map),
+                _ => None,
+            })
+            .collect();
+        maps().all(|map| worked.contains(&map))
     }
 
     /// The longest time between two pieces of work on the same object, of those that end after
