@@ -24,6 +24,7 @@ mod access;
 mod answer;
 mod defaults;
 mod review;
+mod scan;
 mod verdict;
 
 pub use access::Access;
@@ -234,7 +235,7 @@ impl Review<'_> {
             Operation::Delete(old) => {
                 verdict::is_protected(old).then(|| Need::Pods { uid: old.uid() })
             }
-            Operation::Update { old, new } if new.has_spec_of(old) => None,
+            Operation::Update { old, new } if new.is_spelled_as(old) => None,
             Operation::Create(_) | Operation::Update { .. } => {
                 Some(Need::Surroundings { name: &self.record.name })
             }

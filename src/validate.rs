@@ -7,7 +7,6 @@
 
 use crate::{
     api::{Distribution, KSMScale, Resources},
-    crd,
     names::MAX_NAME_LENGTH,
     rules::{RULES, Reason},
 };
@@ -15,6 +14,8 @@ use serde_json::Value;
 use std::{fmt, num::NonZeroU32, ops::Deref};
 
 mod schema;
+
+use schema::SCHEMA;
 
 /// One reason why an object is not valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,9 +128,9 @@ pub fn validate(object: &Value) -> Result<Valid<Scale>, Violations> {
 /// # Errors
 /// As [`validate`].
 pub fn validate_owned(mut object: Value) -> Result<Valid<Scale>, Violations> {
-    schema::prune_nulls_and_default(&mut object, crd::schema());
+    schema::prune_nulls_and_default(&mut object, &SCHEMA);
     let mut found = Vec::new();
-    schema::check(&object, crd::schema(), &mut String::new(), &mut found);
+    schema::check(&object, &SCHEMA, &mut String::new(), &mut found);
     check_name(&object, &mut found);
     let blocks =
         |v: &Violation| !matches!(v.reason, Reason::FieldValueInvalid | Reason::UnknownField);
@@ -162,7 +163,7 @@ pub fn validate_owned(mut object: Value) -> Result<Valid<Scale>, Violations> {
 #[must_use]
 pub fn defaulted(object: &Value) -> Value {
     let mut object = object.clone();
-    schema::prune_nulls_and_default(&mut object, crd::schema());
+    schema::prune_nulls_and_default(&mut object, &SCHEMA);
     object
 }
 

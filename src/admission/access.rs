@@ -8,11 +8,12 @@
 use super::{
     Record, Verdict,
     answer::{self, Answer, Cause, Denial, Warned},
-    review::{Object, UserInfo},
+    review::{Given, Object, UserInfo},
 };
 use crate::{
     api::{DEFAULT_MONITOR_IMAGE, DEFAULT_NAMESPACE},
     rules::Reason,
+    validate::Scale,
 };
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReviewSpec};
 use serde_json::Value;
@@ -42,8 +43,10 @@ impl Access {
         let spec = SubjectAccessReviewSpec {
             user: given(user.username.get()),
             uid: given(user.uid.get()),
-            groups: user.groups,
-            extra: user.extra,
+            groups: user.groups.as_deref().map(owned),
+            extra: user.extra.map(|extra| {
+                extra.iter().map(|(key, values)| (key.0.to_string(), owned(values))).collect()
+            }),
             resource_attributes: Some(ResourceAttributes {
                 group: Some(String::new()),
                 version: Some("v1".to_owned()),
@@ -107,26 +110,42 @@ impl Access {
     }
 }
 
-/// The namespace to ask about, if `new` puts pods where `old` did not, or from another image.
-pub(super) fn wanted(old: Option<&Object<'_>>, new: &Object<'_>) -> Option<String> {
-    let place = place(&new.spec().unwrap_or_default());
-    // Of what is no spec nothing is known, also not that it was the same.
-    let stays = |old: &Object<'_>| {
-        old.spec().is_some_and(|old| old.is_object() && place == self::place(&old))
-    };
-    if old.is_some_and(stays) {
+fn owned(texts: &[Given<'_>]) -> Vec<String> {
+    texts.iter().map(|text| text.0.to_string()).collect()
+}
+
+/// Where pods run and from which image. What the schema has something against may be of any type.
+#[derive(PartialEq)]
+pub(super) struct Place {
+    namespace: Value,
+    image: Value,
+}
+
+impl Place {
+    pub(super) fn of(scale: &Scale) -> Self {
+        Self { namespace: (*scale.namespace).into(), image: (*scale.image).into() }
+    }
+
+    /// `None` where nothing is known, also not that it was the same.
+    pub(super) fn asked_for(object: &Object<'_>) -> Option<Self> {
+        let [namespace, image] = object.of_spec(["namespace", "monitorImage"])?;
+        let default = Self::default();
+        let or = |given: Value, default| if given.is_null() { default } else { given };
+        Some(Self { namespace: or(namespace, default.namespace), image: or(image, default.image) })
+    }
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { namespace: DEFAULT_NAMESPACE.into(), image: DEFAULT_MONITOR_IMAGE.into() }
+    }
+}
+
+/// The namespace to ask about, if `place` is not that of `old`.
+pub(super) fn wanted(old: Option<&Object<'_>>, place: &Place) -> Option<String> {
+    if old.is_some_and(|old| Place::asked_for(old).as_ref() == Some(place)) {
         return None;
     }
     // What is no text names no namespace, and so asks for the right in all of them.
-    Some(place[0].as_str().unwrap_or_default().to_owned())
-}
-
-/// Where pods run and from which image, with defaults for what is absent.
-fn place(spec: &Value) -> [Value; 2] {
-    [("namespace", DEFAULT_NAMESPACE), ("monitorImage", DEFAULT_MONITOR_IMAGE)].map(
-        |(field, default)| match &spec[field] {
-            Value::Null => default.into(),
-            given => given.clone(),
-        },
-    )
+    Some(place.namespace.as_str().unwrap_or_default().to_owned())
 }

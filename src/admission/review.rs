@@ -1,12 +1,13 @@
 //! What arrives: the envelope, in the form of admission.k8s.io/v1, and the objects in it.
 //!
 //! One pass over the bytes reads the envelope and of each object what decides most requests; the
-//! rest (`managedFields` above all) is skipped. An object that cannot be read that way does not
-//! take the envelope with it: the answer needs the request's uid.
+//! rest is skipped. What cannot be read that way is left to serde_json, which says what is wrong. An
+//! object of another shape does not take the envelope with it: the answer needs the request's uid.
 //!
 //! A key that stands twice in the envelope makes it unreadable: two readers could take two meanings
 //! of it. Inside an object the last one counts, as in the API server, which sends neither.
 
+use super::scan::Scan;
 use crate::{rules::Reason, validate::Violation};
 use serde::{
     Deserialize, Deserializer,
@@ -28,13 +29,23 @@ const ROOT: &str = "<nil>";
 pub(super) struct Text<'a>(#[serde(borrow)] Option<Given<'a>>);
 
 /// Serde borrows a `Cow` only where it stands by itself.
-#[derive(Debug, Deserialize)]
-struct Given<'a>(#[serde(borrow)] Cow<'a, str>);
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub(super) struct Given<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
-impl Text<'_> {
+impl<'a> Text<'a> {
     pub(super) fn get(&self) -> &str {
         self.0.as_ref().map_or("", |given| &given.0)
     }
+
+    /// `None` unless a text is next, and the first for this place.
+    fn scan(&mut self, scan: &mut Scan<'a>) -> Option<()> {
+        first(&mut self.0, Given(scan.text()?))
+    }
+}
+
+/// `None` if there is something in `place` already.
+fn first<T>(place: &mut Option<T>, value: T) -> Option<()> {
+    place.replace(value).is_none().then_some(())
 }
 
 /// A `T` written as a JSON object. A derived reader takes a list of the fields as well.
@@ -61,22 +72,35 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Keyed<T> {
     }
 }
 
-/// An `AdmissionReview` with objects read as `O`.
-#[derive(Debug, Deserialize)]
+/// An `AdmissionReview`.
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Envelope<'a, O> {
+pub(super) struct Envelope<'a> {
     #[serde(borrow, default)]
     pub(super) api_version: Text<'a>,
     #[serde(borrow, default)]
     pub(super) kind: Text<'a>,
-    #[serde(borrow, default = "none")]
-    pub(super) request: Option<Keyed<Request<'a, O>>>,
+    #[serde(borrow, default)]
+    pub(super) request: Option<Keyed<Request<'a>>>,
+}
+
+impl<'a> Envelope<'a> {
+    fn scan(text: &'a str) -> Option<Self> {
+        let (mut scan, mut envelope) = (Scan::new(text), Self::default());
+        scan.object(|scan, key| match key {
+            "apiVersion" => envelope.api_version.scan(scan),
+            "kind" => envelope.kind.scan(scan),
+            "request" => first(&mut envelope.request, Keyed(Request::scan(scan)?)),
+            _ => scan.skip(),
+        })?;
+        scan.is_at_end().then_some(envelope)
+    }
 }
 
 /// An `AdmissionRequest`, as far as it is asked for anything here.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Request<'a, O> {
+pub(super) struct Request<'a> {
     #[serde(borrow, default)]
     pub(super) uid: Text<'a>,
     #[serde(borrow, default)]
@@ -91,15 +115,33 @@ pub(super) struct Request<'a, O> {
     pub(super) operation: Text<'a>,
     #[serde(borrow, default)]
     pub(super) user_info: Option<UserInfo<'a>>,
-    #[serde(default = "none")]
-    pub(super) object: Option<O>,
-    #[serde(default = "none")]
-    pub(super) old_object: Option<O>,
+    #[serde(borrow, default)]
+    pub(super) object: Option<Object<'a>>,
+    #[serde(borrow, default)]
+    pub(super) old_object: Option<Object<'a>>,
 }
 
-/// As a default, this asks nothing of the type that is absent.
-fn none<T>() -> Option<T> {
-    None
+impl<'a> Request<'a> {
+    fn scan(scan: &mut Scan<'a>) -> Option<Self> {
+        let mut request = Self::default();
+        let (mut kind, mut resource, mut object, mut old_object) = (None, None, None, None);
+        scan.object(|scan, key| match key {
+            "uid" => request.uid.scan(scan),
+            "kind" => first(&mut kind, GroupVersionKind::scan(scan)?),
+            "resource" => first(&mut resource, GroupVersionResource::scan(scan)?),
+            "subResource" => request.sub_resource.scan(scan),
+            "name" => request.name.scan(scan),
+            "operation" => request.operation.scan(scan),
+            "userInfo" => first(&mut request.user_info, UserInfo::scan(scan)?),
+            "object" => first(&mut object, Object::scan(scan)?),
+            "oldObject" => first(&mut old_object, Object::scan(scan)?),
+            _ => scan.skip(),
+        })?;
+        request.kind = kind.unwrap_or_default();
+        request.resource = resource.unwrap_or_default();
+        (request.object, request.old_object) = (object.flatten(), old_object.flatten());
+        Some(request)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,6 +154,19 @@ pub(super) struct GroupVersionKind<'a> {
     pub(super) kind: Text<'a>,
 }
 
+impl<'a> GroupVersionKind<'a> {
+    fn scan(scan: &mut Scan<'a>) -> Option<Self> {
+        let mut found = Self::default();
+        scan.object(|scan, key| match key {
+            "group" => found.group.scan(scan),
+            "version" => found.version.scan(scan),
+            "kind" => found.kind.scan(scan),
+            _ => scan.skip(),
+        })?;
+        Some(found)
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct GroupVersionResource<'a> {
     #[serde(borrow, default)]
@@ -122,6 +177,19 @@ pub(super) struct GroupVersionResource<'a> {
     pub(super) resource: Text<'a>,
 }
 
+impl<'a> GroupVersionResource<'a> {
+    fn scan(scan: &mut Scan<'a>) -> Option<Self> {
+        let mut found = Self::default();
+        scan.object(|scan, key| match key {
+            "group" => found.group.scan(scan),
+            "version" => found.version.scan(scan),
+            "resource" => found.resource.scan(scan),
+            _ => scan.skip(),
+        })?;
+        Some(found)
+    }
+}
+
 /// Who asks, as the API server authenticated them.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct UserInfo<'a> {
@@ -129,10 +197,40 @@ pub(super) struct UserInfo<'a> {
     pub(super) username: Text<'a>,
     #[serde(borrow, default)]
     pub(super) uid: Text<'a>,
-    #[serde(default)]
-    pub(super) groups: Option<Vec<String>>,
-    #[serde(default)]
-    pub(super) extra: Option<BTreeMap<String, Vec<String>>>,
+    #[serde(borrow, default)]
+    pub(super) groups: Option<Vec<Given<'a>>>,
+    #[serde(borrow, default)]
+    pub(super) extra: Option<BTreeMap<Given<'a>, Vec<Given<'a>>>>,
+}
+
+impl<'a> UserInfo<'a> {
+    fn scan(scan: &mut Scan<'a>) -> Option<Self> {
+        let mut user = Self::default();
+        scan.object(|scan, key| match key {
+            "username" => user.username.scan(scan),
+            "uid" => user.uid.scan(scan),
+            "groups" => first(&mut user.groups, texts(scan)?),
+            "extra" => {
+                let mut extra = BTreeMap::new();
+                scan.object(|scan, key| {
+                    let key = Given(Cow::Owned(key.to_owned()));
+                    extra.insert(key, texts(scan)?).is_none().then_some(())
+                })?;
+                first(&mut user.extra, extra)
+            }
+            _ => scan.skip(),
+        })?;
+        Some(user)
+    }
+}
+
+fn texts<'a>(scan: &mut Scan<'a>) -> Option<Vec<Given<'a>>> {
+    let mut texts = Vec::new();
+    scan.list(|scan| {
+        texts.push(Given(scan.text()?));
+        Some(())
+    })?;
+    Some(texts)
 }
 
 /// An object in a review.
@@ -141,56 +239,90 @@ pub(super) enum Object<'a> {
     /// It has the shape of a Kubernetes object.
     Shaped(Head<'a>),
     /// Any other JSON.
-    Other(&'a RawValue),
+    Other(&'a str),
 }
 
-/// What is read of an object at once.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Head<'a> {
-    #[serde(borrow, default)]
-    api_version: Text<'a>,
-    #[serde(borrow, default)]
-    kind: Text<'a>,
-    #[serde(borrow, default)]
-    metadata: Keyed<Metadata<'a>>,
-    #[serde(borrow, default)]
-    spec: Option<&'a RawValue>,
-    /// The values in `spec`, once somebody has asked.
-    #[serde(skip)]
-    values: OnceCell<Result<Value, Violation>>,
-}
-
-impl Head<'_> {
-    fn values(&self) -> Result<&Value, &Violation> {
-        let read = || self.spec.map_or(Ok(Value::Null), |spec| parsed(spec, "spec"));
-        self.values.get_or_init(read).as_ref()
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let raw = <&RawValue>::deserialize(input)?.get();
+        Ok(Head::scan(&mut Scan::new(raw)).map_or(Self::Other(raw), Self::Shaped))
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What is read of an object at once.
+#[derive(Debug, Default)]
+pub(super) struct Head<'a> {
+    api_version: Text<'a>,
+    kind: Text<'a>,
+    metadata: Metadata<'a>,
+    spec: Option<&'a str>,
+    /// The values in `spec`, once somebody has asked.
+    values: OnceCell<Result<Value, Violation>>,
+}
+
+impl<'a> Head<'a> {
+    fn scan(scan: &mut Scan<'a>) -> Option<Self> {
+        let (mut head, mut metadata, mut spec) = (Self::default(), None, None);
+        scan.object(|scan, key| match key {
+            "apiVersion" => head.api_version.scan(scan),
+            "kind" => head.kind.scan(scan),
+            "metadata" => first(&mut metadata, Metadata::scan(scan)?),
+            "spec" => first(&mut spec, scan.raw()?),
+            _ => scan.skip(),
+        })?;
+        head.metadata = metadata.unwrap_or_default();
+        head.spec = spec.filter(|spec| *spec != "null");
+        Some(head)
+    }
+
+    fn read(&self) -> Result<Value, Violation> {
+        self.spec.map_or(Ok(Value::Null), |spec| parsed(spec, "spec"))
+    }
+
+    fn values(&self) -> Result<&Value, &Violation> {
+        self.values.get_or_init(|| self.read()).as_ref()
+    }
+}
+
+#[derive(Debug, Default)]
 struct Metadata<'a> {
-    #[serde(borrow, default)]
     name: Text<'a>,
-    #[serde(borrow, default)]
     generate_name: Text<'a>,
-    #[serde(borrow, default)]
     uid: Text<'a>,
-    #[serde(borrow, default)]
-    deletion_timestamp: Option<&'a RawValue>,
+    deletion_timestamp: Option<&'a str>,
+}
+
+impl<'a> Metadata<'a> {
+    fn scan(scan: &mut Scan<'a>) -> Option<Self> {
+        let mut metadata = Self::default();
+        scan.object(|scan, key| match key {
+            "name" => metadata.name.scan(scan),
+            "generateName" => metadata.generate_name.scan(scan),
+            "uid" => metadata.uid.scan(scan),
+            "deletionTimestamp" => first(&mut metadata.deletion_timestamp, scan.raw()?),
+            // One by one, since most of them stand in the old object as well.
+            "managedFields" => scan.list(Scan::skip),
+            _ => scan.skip(),
+        })?;
+        metadata.deletion_timestamp = metadata.deletion_timestamp.filter(|time| *time != "null");
+        Some(metadata)
+    }
 }
 
 impl<'a> Object<'a> {
-    fn read(raw: &'a RawValue) -> Self {
-        let head = serde_json::from_str::<Keyed<Head<'_>>>(raw.get());
-        head.map_or(Self::Other(raw), |head| Self::Shaped(head.0))
+    /// `None` for null.
+    #[expect(clippy::option_option, reason = "like every reader, it gives up with `None`")]
+    fn scan(scan: &mut Scan<'a>) -> Option<Option<Self>> {
+        if scan.is_null()? {
+            return Some(None);
+        }
+        Head::scan(scan).map(|head| Some(Self::Shaped(head)))
     }
 
     /// `metadata.name`, or the empty text.
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Shaped(head) => head.metadata.0.name.get(),
+            Self::Shaped(head) => head.metadata.name.get(),
             Self::Other(_) => "",
         }
     }
@@ -198,33 +330,35 @@ impl<'a> Object<'a> {
     /// `metadata.uid`, or the empty text.
     pub(super) fn uid(&self) -> &str {
         match self {
-            Self::Shaped(head) => head.metadata.0.uid.get(),
+            Self::Shaped(head) => head.metadata.uid.get(),
             Self::Other(_) => "",
         }
     }
 
     /// Whether it is being deleted, and waits for finalizers.
     pub(super) fn is_deleting(&self) -> bool {
-        matches!(self, Self::Shaped(head) if head.metadata.0.deletion_timestamp.is_some())
+        matches!(self, Self::Shaped(head) if head.metadata.deletion_timestamp.is_some())
     }
 
-    /// What of it is its author's: type, name and spec.
+    /// What of it is its author's: type, name and spec. The values are not copied, so whoever asks
+    /// again has them read again.
     ///
     /// # Errors
     /// Why it cannot be read as values.
-    pub(super) fn authored(&self) -> Result<Value, Violation> {
+    pub(super) fn authored(&mut self) -> Result<Value, Violation> {
         match self {
             Self::Shaped(head) => {
+                let spec = head.values.take().unwrap_or_else(|| head.read())?;
                 let mut object = json!({
                     "apiVersion": head.api_version.get(),
                     "kind": head.kind.get(),
-                    "metadata": {"name": head.metadata.0.name.get()},
+                    "metadata": {"name": head.metadata.name.get()},
                 });
-                let prefix = head.metadata.0.generate_name.get();
+                let prefix = head.metadata.generate_name.get();
                 if !prefix.is_empty() {
                     object["metadata"]["generateName"] = json!(prefix);
                 }
-                object["spec"] = head.values().map_err(Clone::clone)?.clone();
+                object["spec"] = spec;
                 Ok(object)
             }
             Self::Other(raw) => {
@@ -249,24 +383,42 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// These fields of the spec, null where they are absent; `None` where it is no object or cannot be
+    /// read.
+    pub(super) fn of_spec(&self, names: [&str; 2]) -> Option<[Value; 2]> {
+        let Self::Shaped(Head { spec: Some(spec), .. }) = self else {
+            let spec = self.spec().filter(|spec| spec.is_object())?;
+            return Some(names.map(|name| spec[name].clone()));
+        };
+        let mut values = [Value::Null, Value::Null];
+        Scan::new(spec).object(|scan, key| {
+            let Some(i) = names.iter().position(|name| *name == key) else { return scan.skip() };
+            values[i] = serde_json::from_str(scan.raw()?).ok()?;
+            Some(())
+        })?;
+        Some(values)
+    }
+
+    /// Whether both have the same spec to the byte.
+    pub(super) fn is_spelled_as(&self, other: &Object<'_>) -> bool {
+        match (self, other) {
+            (Self::Shaped(one), Object::Shaped(two)) => one.spec == two.spec,
+            (Self::Other(one), Object::Other(two)) => one == two,
+            _ => false,
+        }
+    }
+
     /// Whether both have the same spec, whatever its spelling. Never true of one that cannot be
     /// read, unless both are the same bytes.
     pub(super) fn has_spec_of(&self, other: &Object<'_>) -> bool {
-        let same_bytes = match (self, other) {
-            (Self::Shaped(one), Object::Shaped(two)) => {
-                one.spec.map(RawValue::get) == two.spec.map(RawValue::get)
-            }
-            (Self::Other(one), Object::Other(two)) => one.get() == two.get(),
-            _ => false,
-        };
         let same_values = || self.spec().is_some_and(|spec| Some(spec) == other.spec());
-        same_bytes || same_values()
+        self.is_spelled_as(other) || same_values()
     }
 }
 
 /// The values in `raw`, which stands at `field`. What is nested too deeply has none.
-fn parsed(raw: &RawValue, field: &str) -> Result<Value, Violation> {
-    serde_json::from_str(raw.get()).map_err(|error| {
+fn parsed(raw: &str, field: &str) -> Result<Value, Violation> {
+    serde_json::from_str(raw).map_err(|error| {
         // Where, it says in columns of a text that nobody but us has seen.
         let error = error.to_string();
         let cause = error.split(" at line ").next().unwrap_or_default();
@@ -282,36 +434,17 @@ fn parsed(raw: &RawValue, field: &str) -> Result<Value, Violation> {
 ///
 /// # Errors
 /// What is wrong with the envelope, whatever its objects are.
-pub(super) fn read(body: &[u8]) -> Result<Envelope<'_, Object<'_>>, String> {
+pub(super) fn read(body: &[u8]) -> Result<Envelope<'_>, String> {
     // Checked once for all texts in it.
     let body = str::from_utf8(body).map_err(|error| error.to_string())?;
-    if let Ok(envelope) = serde_json::from_str::<Keyed<Envelope<'_, Keyed<Head<'_>>>>>(body) {
-        return Ok(envelope.0.map(|head| Object::Shaped(head.0)));
-    }
-    let envelope = serde_json::from_str::<Keyed<Envelope<'_, &RawValue>>>(body);
-    envelope.map(|envelope| envelope.0.map(Object::read)).map_err(|error| error.to_string())
+    Envelope::scan(body).map_or_else(|| parsed_by_serde(body), Ok)
 }
 
-impl<'a, O> Envelope<'a, O> {
-    fn map<P>(self, read: fn(O) -> P) -> Envelope<'a, P> {
-        let Self { api_version, kind, request } = self;
-        let request = request.map(|request| Keyed(request.0.map(read)));
-        Envelope { api_version, kind, request }
-    }
+/// The same, read by serde_json.
+fn parsed_by_serde(body: &str) -> Result<Envelope<'_>, String> {
+    let envelope = serde_json::from_str::<Keyed<Envelope<'_>>>(body);
+    envelope.map(|envelope| envelope.0).map_err(|error| error.to_string())
 }
 
-impl<'a, O> Request<'a, O> {
-    fn map<P>(self, read: fn(O) -> P) -> Request<'a, P> {
-        Request {
-            uid: self.uid,
-            kind: self.kind,
-            resource: self.resource,
-            sub_resource: self.sub_resource,
-            name: self.name,
-            operation: self.operation,
-            user_info: self.user_info,
-            object: self.object.map(read),
-            old_object: self.old_object.map(read),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -11,44 +11,100 @@ use regex::Regex;
 use serde_json::Value;
 use std::{collections::BTreeMap, sync::LazyLock};
 
-/// The patterns of the CRD's schema. To compile one takes longer than all other checks together.
-static PATTERNS: LazyLock<BTreeMap<&str, Regex>> = LazyLock::new(|| {
+/// The CRD's schema. The API's own type for one takes more than a kilobyte for each field, and to
+/// compile a pattern takes longer than all checks together.
+pub(super) static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     let mut patterns = BTreeMap::new();
-    compile(crd::schema(), &mut patterns);
-    patterns
+    Schema::new(crd::schema(), &mut patterns)
 });
 
-fn compile(schema: &'static JSONSchemaProps, patterns: &mut BTreeMap<&str, Regex>) {
-    if let Some(pattern) = schema.pattern.as_deref()
-        && let Ok(regex) = Regex::new(pattern)
-    {
-        patterns.insert(pattern, regex);
+/// What is asked of a value.
+pub(super) struct Schema {
+    /// The name of a JSON type, unless it may be an integer or a text.
+    type_: Option<&'static str>,
+    format: Option<&'static str>,
+    is_int_or_string: bool,
+    minimum: Option<f64>,
+    maximum: Option<f64>,
+    min_length: Option<i64>,
+    max_length: Option<i64>,
+    pattern: Option<Pattern>,
+    required: Vec<&'static str>,
+    fields: Vec<Field>,
+    /// Of fields with other names.
+    others: Option<Box<Schema>>,
+}
+
+/// A pattern and what it compiles to, which fields share. One that does not compile matches nothing.
+type Pattern = (&'static str, Option<Regex>);
+
+struct Field {
+    name: &'static str,
+    schema: Schema,
+    /// With the defaults of its own fields.
+    default: Option<Value>,
+}
+
+impl Schema {
+    fn new(
+        given: &'static JSONSchemaProps,
+        patterns: &mut BTreeMap<&'static str, Option<Regex>>,
+    ) -> Self {
+        let pattern = given.pattern.as_deref().map(|text| {
+            let regex = patterns.entry(text).or_insert_with(|| Regex::new(text).ok());
+            (text, regex.clone())
+        });
+        let others = match &given.additional_properties {
+            Some(JSONSchemaPropsOrBool::Schema(others)) => {
+                Some(Box::new(Self::new(others, patterns)))
+            }
+            _ => None,
+        };
+        let field = |(name, given): (&'static String, &'static JSONSchemaProps)| {
+            let schema = Self::new(given, patterns);
+            let mut default = given.default.as_ref().map(|default| default.0.clone());
+            if let Some(default) = &mut default {
+                prune_nulls_and_default(default, &schema);
+            }
+            Field { name, schema, default }
+        };
+        Self {
+            type_: given.type_.as_deref(),
+            format: given.format.as_deref(),
+            is_int_or_string: given.x_kubernetes_int_or_string == Some(true),
+            minimum: given.minimum,
+            maximum: given.maximum,
+            min_length: given.min_length,
+            max_length: given.max_length,
+            pattern,
+            required: given.required.iter().flatten().map(String::as_str).collect(),
+            fields: given.properties.iter().flatten().map(field).collect(),
+            others,
+        }
     }
-    for schema in schema.properties.iter().flat_map(BTreeMap::values) {
-        compile(schema, patterns);
+
+    fn field(&self, name: &str) -> Option<&Self> {
+        self.fields.iter().find(|field| field.name == name).map(|field| &field.schema)
     }
 }
 
 /// Removes nulls (no field of ours is nullable), sets defaults and writes whole numbers as such,
 /// as the API server does when it decodes and stores an object.
-pub(super) fn prune_nulls_and_default(value: &mut Value, schema: &JSONSchemaProps) {
-    let takes_integers =
-        schema.type_.as_deref() == Some("integer") || schema.x_kubernetes_int_or_string.is_some();
+pub(super) fn prune_nulls_and_default(value: &mut Value, schema: &Schema) {
+    let takes_integers = schema.type_ == Some("integer") || schema.is_int_or_string;
     if let Some(whole) = whole_number(value).filter(|_| takes_integers) {
         *value = whole.into();
     }
-    let (Value::Object(fields), Some(properties)) = (value, &schema.properties) else { return };
-    for (name, schema) in properties {
-        match fields.get_mut(name) {
+    let Value::Object(fields) = value else { return };
+    for Field { name, schema, default } in &schema.fields {
+        match fields.get_mut(*name) {
             Some(field) if !field.is_null() => prune_nulls_and_default(field, schema),
             absent => {
                 if absent.is_some() {
-                    fields.remove(name);
+                    fields.remove(*name);
                 }
-                if let Some(default) = &schema.default {
-                    let mut default = default.0.clone();
-                    prune_nulls_and_default(&mut default, schema);
-                    fields.insert(name.clone(), default);
+                if let Some(default) = default {
+                    fields.insert((*name).to_owned(), default.clone());
                 }
             }
         }
@@ -64,20 +120,15 @@ fn whole_number(value: &Value) -> Option<i64> {
 
 /// Checks `value` against `schema` and adds every violation to `found`, depth first. Leaves `path`,
 /// where `value` stands, as it was.
-pub(super) fn check(
-    value: &Value,
-    schema: &JSONSchemaProps,
-    path: &mut String,
-    found: &mut Vec<Violation>,
-) {
+pub(super) fn check(value: &Value, schema: &Schema, path: &mut String, found: &mut Vec<Violation>) {
     let mut add = |reason, message: String| {
         found.push(Violation { field: path.clone(), reason, message });
     };
     if let Some(expected) = wrong_type(value, schema) {
-        let (expected, shown) = match (&schema.format, value) {
+        let (expected, shown) = match (schema.format, value) {
             // Where a format is given, the API server talks of formats, which few values have.
-            (Some(format), Value::Number(_)) => (format.as_str(), "float64"),
-            (Some(format), Value::Bool(_) | Value::Object(_)) => (format.as_str(), ""),
+            (Some(format), Value::Number(_)) => (format, "float64"),
+            (Some(format), Value::Bool(_) | Value::Object(_)) => (format, ""),
             _ => (expected, type_of(value)),
         };
         let text = format!(
@@ -89,7 +140,7 @@ pub(super) fn check(
         Value::Number(number) => check_number(number, schema, path, &mut add),
         Value::String(text) => check_text(text, schema, path, &mut add),
         Value::Object(fields) => {
-            for name in schema.required.iter().flatten().filter(|n| !fields.contains_key(*n)) {
+            for name in schema.required.iter().filter(|n| !fields.contains_key(**n)) {
                 found.push(Violation {
                     field: join(path, name),
                     reason: Reason::FieldValueRequired,
@@ -111,16 +162,16 @@ pub(super) fn check(
 fn check_field(
     name: &str,
     field: &Value,
-    schema: &JSONSchemaProps,
+    schema: &Schema,
     path: &mut String,
     found: &mut Vec<Violation>,
 ) {
-    if let Some(schema) = schema.properties.as_ref().and_then(|p| p.get(name)) {
+    if let Some(schema) = schema.field(name) {
         // What the API server writes (other metadata, the status) is not its author's fault.
         if path != "status" {
             check(field, schema, path, found);
         }
-    } else if let Some(JSONSchemaPropsOrBool::Schema(schema)) = &schema.additional_properties {
+    } else if let Some(schema) = &schema.others {
         check(field, schema, path, found);
     } else if !path.starts_with("metadata.") && !matches!(&**path, "apiVersion" | "kind") {
         found.push(Violation {
@@ -133,7 +184,7 @@ fn check_field(
 
 fn check_number(
     number: &serde_json::Number,
-    schema: &JSONSchemaProps,
+    schema: &Schema,
     path: &str,
     add: &mut impl FnMut(Reason, String),
 ) {
@@ -157,14 +208,9 @@ fn check_number(
     }
 }
 
-fn check_text(
-    text: &str,
-    schema: &JSONSchemaProps,
-    path: &str,
-    add: &mut impl FnMut(Reason, String),
-) {
+fn check_text(text: &str, schema: &Schema, path: &str, add: &mut impl FnMut(Reason, String)) {
     let length = i64::try_from(text.chars().count()).unwrap_or(i64::MAX);
-    let matches = |pattern: &str| PATTERNS.get(pattern).is_some_and(|regex| regex.is_match(text));
+    let matches = |(_, regex): &Pattern| regex.as_ref().is_some_and(|regex| regex.is_match(text));
     // As in the API server, the first violation of a text is the only one.
     if let Some(max) = schema.max_length.filter(|max| length > *max) {
         add(Reason::FieldValueTooLong, format!("Too long: may not be more than {max} bytes"));
@@ -173,7 +219,7 @@ fn check_text(
             Reason::FieldValueInvalid,
             format!("Invalid value: {text:?}: {path} in body should be at least {min} chars long"),
         );
-    } else if let Some(pattern) = schema.pattern.as_deref().filter(|pattern| !matches(pattern)) {
+    } else if let Some((pattern, _)) = schema.pattern.as_ref().filter(|pattern| !matches(pattern)) {
         add(
             Reason::FieldValueInvalid,
             format!("Invalid value: {text:?}: {path} in body should match '{pattern}'"),
@@ -182,12 +228,12 @@ fn check_text(
 }
 
 /// The type that `schema` wants, if `value` is of another.
-fn wrong_type<'s>(value: &Value, schema: &'s JSONSchemaProps) -> Option<&'s str> {
-    if schema.x_kubernetes_int_or_string == Some(true) {
+fn wrong_type(value: &Value, schema: &Schema) -> Option<&'static str> {
+    if schema.is_int_or_string {
         let fits = value.is_string() || value.is_i64() || value.is_u64();
         return (!fits).then_some("integer,string");
     }
-    let wanted = schema.type_.as_deref()?;
+    let wanted = schema.type_?;
     let fits = match wanted {
         "integer" => value.is_i64() || value.is_u64(),
         "number" => value.is_number(),

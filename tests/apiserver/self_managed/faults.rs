@@ -3,6 +3,11 @@
 use super::*;
 use kube::api::PostParams;
 
+/// A replica looks every 30 s, whatever it hears, and just has when these tests break something. What
+/// is repaired sooner than that, a watch has told it. Usually that takes less than a second, and may
+/// take 5 s; a busy machine is no failure.
+const BEFORE_THE_NEXT_LOOK: Duration = Duration::from_secs(20);
+
 impl World {
     pub(super) async fn wipe(&self, kind: &str) {
         self.set_bundle(kind, &Value::Null).await;
@@ -66,7 +71,7 @@ async fn t2_a_secret_that_is_lost_or_damaged_is_restored_and_no_call_is_lost() {
         }
         let after = world.until("the state is restored", |_| true).await;
         assert_eq!(after, before, "{data:?}");
-        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+        assert!(started.elapsed() < BEFORE_THE_NEXT_LOOK, "{data:?}: {:?}", started.elapsed());
     }
     caller.was_never_refused().await;
 }
@@ -87,7 +92,7 @@ async fn t2_a_bundle_that_is_wiped_replaced_or_recreated_is_repaired_and_nothing
             })
             .await
             .expect("a repair");
-            assert!(started.elapsed() < Duration::from_secs(5), "{what}: {:?}", started.elapsed());
+            assert!(started.elapsed() < BEFORE_THE_NEXT_LOOK, "{what}: {:?}", started.elapsed());
         };
         world.wipe(kind).await;
         repaired("a wiped bundle is repaired").await;
@@ -145,7 +150,6 @@ async fn t2_a_clock_that_jumps_is_noticed_and_the_leaf_made_anew() {
     for days in [40, -1] {
         let before = replica.leaf();
         OFF.store(days * 24 * 3_600, Ordering::Relaxed);
-        let started = Instant::now();
         eventually("a leaf for the new time", 2 * SOON, || async {
             let pair = replica.serving.current()?;
             let behind = clock().saturating_sub(Duration::from_mins(5)).ok()?;
@@ -153,8 +157,7 @@ async fn t2_a_clock_that_jumps_is_noticed_and_the_leaf_made_anew() {
             (fits && replica.leaf() != before && replica.readiness.check().is_ok()).then_some(())
         })
         .await
-        .expect("a new leaf");
-        assert!(started.elapsed() < Duration::from_mins(1), "{days}: {:?}", started.elapsed());
+        .unwrap_or_else(|error| panic!("{days} days: {error}"));
     }
 }
 
