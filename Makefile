@@ -12,7 +12,7 @@ say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update prometheus helm image-root licenses bench fuzz deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure prometheus helm image-root licenses bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ tools: ## Build the control plane's programs, once (about 12 minutes; needs Go)
 update: tools ## Write the generated files anew: crds/, deploy/, tests/golden/ and others
 	UPDATE=1 cargo test --locked $(UNIT)
 	UPDATE=1 cargo test --locked --test apiserver -- kubectl:: served::
+
+exposure: tools ## Measure what stays exposed while shards change, three ways (about 6 minutes)
+	cargo build --locked
+	cargo run --quiet --locked --example exposure
 
 prometheus: ## Check and test rules and alerts (needs promtool; Debian: apt-get install prometheus)
 	cargo test --locked --test prometheus -- --include-ignored
