@@ -11,6 +11,7 @@ mod operator;
 mod record;
 mod rolling;
 mod site;
+mod takeover;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -37,8 +38,11 @@ struct Args {
     /// ConfigMaps
     #[arg(long, default_value_t = 500)]
     config_maps: u32,
-    /// Where the samples go
-    #[arg(long, default_value = "docs/pictures/exposure.csv")]
+    /// Measure in place of that how replicas of the operator share the work while one dies
+    #[arg(long)]
+    takeover: bool,
+    /// Where the data goes, as exposure.csv or takeover.csv
+    #[arg(long, value_name = "FOLDER", default_value = "docs/pictures")]
     output: PathBuf,
 }
 
@@ -92,11 +96,24 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let begun = Instant::now();
     let say = |what: &str| eprintln!("[{:4} s] {what}", begun.elapsed().as_secs());
+    let operator = operator_binary(&args)?;
+    let (name, text) = if args.takeover {
+        ("takeover.csv", takeover::measure(&operator).await?)
+    } else {
+        ("exposure.csv", measure(&args, &operator, say).await?)
+    };
+    let output = Path::new(env!("CARGO_MANIFEST_DIR")).join(&args.output).join(name);
+    fs::write(&output, text).with_context(|| format!("writing {}", output.display()))?;
+    say(&format!("wrote {name}"));
+    Ok(())
+}
+
+async fn measure(args: &Args, operator: &Path, say: impl Fn(&str)) -> Result<String> {
     say("starting a control plane");
     let site = Site::start(args.nodes, args.config_maps).await?;
     let mut record = Record::default();
     say("starting the operator");
-    let operator = operator::Operator::start(&site, &operator_binary(&args)?).await?;
+    let operator = operator::Operator::start(&site, operator).await?;
     for way in [Way::Operator(operator), Way::Rolling, Way::Autosharding] {
         let name = way.name();
         say(&format!("{name}: bringing up {} shards", CHANGES[0].0));
@@ -108,10 +125,7 @@ async fn main() -> Result<()> {
         }
         way.end(&site).await?;
     }
-    let output = Path::new(env!("CARGO_MANIFEST_DIR")).join(&args.output);
-    fs::write(&output, record.csv()).with_context(|| format!("writing {}", output.display()))?;
-    say(&format!("wrote {}", args.output.display()));
-    Ok(())
+    Ok(record.csv().to_owned())
 }
 
 fn operator_binary(args: &Args) -> Result<PathBuf> {

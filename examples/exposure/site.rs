@@ -179,7 +179,7 @@ fn file(dir: &Path, pod: &str) -> PathBuf {
 }
 
 /// CRD and rights, as a user does; and rights for the pods that the operator does not make.
-async fn install(plane: &ControlPlane) -> Result<()> {
+pub async fn install(plane: &ControlPlane) -> Result<()> {
     for args in [
         "apply -f crds/ksmscales.monitor.example.com.yaml -f deploy/base/rbac.yaml",
         "wait --for=condition=Established crd/ksmscales.monitor.example.com",
