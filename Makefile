@@ -64,6 +64,7 @@ update: tools ## Write the generated files anew: crds/, deploy/, tests/golden/ a
 exposure: tools ## Measure what stays exposed while shards change, three ways (about 7 minutes)
 	cargo build --locked
 	cargo run --quiet --locked --example exposure
+	cargo run --quiet --locked --example exposure -- --takeover
 	$(MAKE) pictures
 
 pictures: ## Draw docs/pictures anew, from the data there

@@ -10,6 +10,8 @@ mod architecture;
 mod exposure;
 #[path = "pictures/svg.rs"]
 mod svg;
+#[path = "pictures/takeover.rs"]
+mod takeover;
 
 use std::{fs, path::Path};
 
@@ -57,4 +59,10 @@ fn v1_in_the_samples_the_operator_lost_nothing_and_the_other_ways_did() {
 #[test]
 fn the_picture_of_the_architecture_is_as_drawn() {
     file("docs/pictures/architecture.svg", &architecture::draw());
+}
+
+#[test]
+fn the_picture_of_a_takeover_is_that_of_the_observations() {
+    let data = read("docs/pictures/takeover.csv");
+    file("docs/pictures/takeover.svg", &takeover::draw(&takeover::parse(&data)));
 }

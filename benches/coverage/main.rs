@@ -165,7 +165,7 @@ impl Bench<'_> {
             megabytes((after.bytes - before.bytes) / deletes),
             &method,
         );
-        let cpu = (after.cpu - before.cpu).as_secs_f64() / deletes;
+        let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64() / deletes;
         self.row("guarded delete: CPU", "–", format!("{:.0} ms", cpu * 1e3), &method);
         self.row(
             "pods beside the 10",
@@ -233,7 +233,7 @@ impl Bench<'_> {
             megabytes((after.bytes - before.bytes) / audits),
             &method,
         );
-        let cpu = (after.cpu - before.cpu).as_secs_f64() / audits;
+        let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64() / audits;
         self.row("audit: CPU", "–", format!("{:.0} ms", cpu * 1e3), &method);
         let memory = operator.memory_at_rest().await?;
         let method = "VmHWM of a fresh operator that went from 5 to 10 shards and audited";

@@ -17,12 +17,14 @@ text{font:13px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fil
 .head{fill:#59636e}
 .a{stroke:#0969da}.b{stroke:#bc4c00}.c{stroke:#8250df}
 .fa{fill:#0969da}.fb{fill:#bc4c00}.fc{fill:#8250df}
+.nobody{fill:#cf222e}
 @media(prefers-color-scheme:dark){
 text{fill:#f0f6fc}.small{fill:#9198a1}
 .back{fill:#0d1117}
 .grid{stroke:#3d444d}.axis,.box,.arrow{stroke:#9198a1}.head{fill:#9198a1}.box{fill:#151b23}
 .a{stroke:#4493f8}.b{stroke:#f0883e}.c{stroke:#ab7df8}
 .fa{fill:#4493f8}.fb{fill:#f0883e}.fc{fill:#ab7df8}
+.nobody{fill:#f85149}
 }
 ";
 
@@ -52,6 +54,15 @@ impl Svg {
         self.add(&format!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"3\" class=\"{class}\"/>"
         ));
+    }
+
+    /// A rectangle that meets its neighbours.
+    pub fn band(&mut self, [x, y, width, height]: [f64; 4], class: &str) {
+        if width > 0.0 && height > 0.0 {
+            self.add(&format!(
+                "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" class=\"{class}\"/>"
+            ));
+        }
     }
 
     pub fn circle(&mut self, x: f64, y: f64, class: &str) {
