@@ -12,7 +12,7 @@ say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update prometheus helm image-root licenses bench fuzz deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus helm image-root licenses bench fuzz deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,15 @@ update: tools ## Write the generated files anew: crds/, deploy/, tests/golden/ a
 	UPDATE=1 cargo test --locked $(UNIT)
 	UPDATE=1 cargo test --locked --test apiserver -- kubectl:: served::
 
+exposure: tools ## Measure what stays exposed while shards change, three ways (about 7 minutes)
+	cargo build --locked
+	cargo run --quiet --locked --example exposure
+	cargo run --quiet --locked --example exposure -- --takeover
+	$(MAKE) pictures
+
+pictures: ## Draw docs/pictures anew, from the data there
+	UPDATE=1 cargo test --locked --test pictures
+
 prometheus: ## Check and test rules and alerts (needs promtool; Debian: apt-get install prometheus)
 	cargo test --locked --test prometheus -- --include-ignored
 
@@ -92,6 +101,7 @@ bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md
 	cargo bench --locked --bench admission
 	cargo bench --locked --bench webhook
 	cargo bench --locked --bench cluster
+	cargo bench --locked --bench coverage
 	$(MAKE) -C lease-sharding bench
 
 # Once: cargo install --locked cargo-fuzz. No sanitizer: there is no unsafe code for it to watch, and

@@ -6,7 +6,7 @@ use devcluster::{
     ControlPlane, FaultProxy, Process, eventually,
     probe::{free_address, http_get},
 };
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 const DEADLINE: Duration = Duration::from_mins(5);
 
@@ -29,6 +29,17 @@ impl Operator {
         proxy: Option<&FaultProxy>,
         args: &[&str],
     ) -> Result<Self> {
+        let binary = Path::new(env!("CARGO_BIN_EXE_ksm-scale-operator"));
+        Self::start_binary(binary, plane, proxy, args).await
+    }
+
+    /// The same with a given binary.
+    pub async fn start_binary(
+        binary: &Path,
+        plane: &ControlPlane,
+        proxy: Option<&FaultProxy>,
+        args: &[&str],
+    ) -> Result<Self> {
         let url = proxy.map_or_else(|| plane.server_url(), FaultProxy::url);
         let (namespace, name) = ("monitoring", "ksm-scale-operator");
         let kubeconfig = plane.service_account_kubeconfig_via(&url, namespace, name).await?;
@@ -41,7 +52,7 @@ impl Operator {
         all.extend(args);
         let process = Process::spawn(
             "operator",
-            env!("CARGO_BIN_EXE_ksm-scale-operator"),
+            binary,
             all,
             [("KUBECONFIG", kubeconfig)],
             &plane.dir().join("operator.log"),
@@ -66,10 +77,17 @@ impl Operator {
 
     /// Reconciles so far.
     pub async fn reconciles(&self) -> Result<u32> {
-        const NAME: &str = "ksm_scale_operator_reconcile_duration_seconds_count ";
+        let count = self.metric("ksm_scale_operator_reconcile_duration_seconds_count").await?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        Ok(count as u32)
+    }
+
+    /// The value of a metric, by its name with its labels.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
         let (_, text) = http_get(&self.metrics, "/metrics").await?;
-        let count = text.lines().find_map(|line| line.strip_prefix(NAME));
-        count.context("no count of reconciles")?.parse().context("the count of reconciles")
+        let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = found.with_context(|| format!("no metric {name}"))?;
+        value.parse().with_context(|| format!("the value of {name}"))
     }
 
     /// Waits until each of `scales` was reconciled and nothing follows from it any more.

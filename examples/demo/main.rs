@@ -6,6 +6,7 @@
 
 #![allow(unreachable_pub, reason = "modules of one program, with the visibility of a library")]
 
+mod machines;
 mod report;
 mod stage;
 mod story;

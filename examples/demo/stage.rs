@@ -1,6 +1,6 @@
 //! The control plane, the operator on it, and ways to look at both.
 
-use crate::{report::Report, witness::Witness};
+use crate::{machines::Pods, report::Report, witness::Witness};
 use anyhow::{Context as _, Result, bail, ensure};
 use devcluster::{
     Balancer, ControlPlane, Process, eventually,
@@ -36,6 +36,8 @@ const SETTLE: &str = "2s";
 pub const LEASE: &str = "6s";
 
 pub struct Stage {
+    // Dropped before the API server that they talk to.
+    pub machine: Pods,
     pub plane: ControlPlane,
     pub client: Client,
     /// It listens while others act on the same stage.
@@ -121,10 +123,8 @@ impl Stage {
             ["--metrics-bind-address", &metrics],
             ["--webhook-bind-address", &webhook],
             ["--settle-time", SETTLE],
-            // Nobody is at the addresses of these pods.
-            ["--verify-coverage", "false"],
-            ["--audit-interval", "0s"],
-            // Short, so that a takeover and a whole rotation can be shown.
+            // Short, so that an audit, a takeover and a whole rotation can be shown.
+            ["--audit-interval", "4s"],
             ["--sharding-lease-duration", LEASE],
             ["--sharding-renew-deadline", "4s"],
             ["--sharding-renew-interval", "1s"],
@@ -166,7 +166,11 @@ impl Stage {
     }
 
     /// Looks at a KSMScale until it is as wanted. The error tells what it was like at last.
-    pub async fn until(&self, scale: &str, wanted: impl Fn(&Sight) -> bool) -> Result<Sight> {
+    pub async fn until(
+        &self,
+        scale: &str,
+        mut wanted: impl FnMut(&Sight) -> bool,
+    ) -> Result<Sight> {
         let begun = Instant::now();
         loop {
             let sight = self.look(scale).await?;

@@ -2,6 +2,7 @@
 
 use super::{SHARDED, follow};
 use crate::{
+    machines::MACHINE,
     report::{Report, seconds},
     stage::{SOON, Stage},
 };
@@ -16,7 +17,6 @@ use kube::{
 use std::time::Instant;
 
 const BUDGET: &str = "ksm-test-sharded-ksm-shards";
-const NODES: &str = "node-0 node-1 node-2 node-3";
 
 pub async fn drain(report: &mut Report, stage: &Stage) -> Result<()> {
     report.step(
@@ -43,7 +43,7 @@ async fn evictions(report: &Report, stage: &Stage) -> Result<String> {
     let [first, second, ..] = names.as_slice() else { bail!("fewer than two pods are Ready") };
     let params = EvictParams::default();
     report.note("no node takes pods for now, so the replacement has to wait");
-    stage.kubectl(report, &format!("cordon {NODES}")).await?;
+    stage.kubectl(report, &format!("cordon {MACHINE}")).await?;
     pods.evict(first, &params).await.context("the first eviction was refused")?;
     report.note(&format!("evicted {first}"));
     let begun = Instant::now();
@@ -53,7 +53,7 @@ async fn evictions(report: &Report, stage: &Stage) -> Result<String> {
         Ok(_) => bail!("the second eviction was allowed, too"),
     };
     report.note(&format!("refused {second}: 429 {refusal}"));
-    stage.kubectl(report, &format!("uncordon {NODES}")).await?;
+    stage.kubectl(report, &format!("uncordon {MACHINE}")).await?;
     let allowed = eventually("the second eviction is allowed", SOON, async || {
         pods.evict(second, &params).await.ok()
     });
