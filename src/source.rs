@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(a.json["spec"]["sharding"]["counts"], json!([1, 2.5]));
         let place = |field: &str| (a.place_of(field).line, a.place_of(field).column);
         assert_eq!(place("spec.sharding.counts"), (6, 5));
-        assert_eq!(place("spec.sharding.counts[1]"), (6, 16));
+        assert_eq!(place("spec.sharding.counts[1]"), (6, 17));
         assert_eq!(place("spec.sharding.shardCount"), (4, 3), "the nearest field that is there");
         assert_eq!(b.json, json!({"kind": "B", "spec": null}));
         assert_eq!(b.place_of("spec.nodes"), Place { line: 10, column: 2 });

@@ -69,6 +69,13 @@ struct Life {
     gone: Option<Instant>,
 }
 
+/// What came of asking one pod.
+enum Scrape {
+    Answer(Vec<Key>),
+    Failure,
+    Late,
+}
+
 impl Sampler {
     /// Starts to sample, with the first sample when all objects are known. `pods` is the label
     /// selector of the pods to scrape.
@@ -119,22 +126,28 @@ impl Shared {
         let at = Instant::now();
         let addresses: Vec<String> = self.lock().pods.values().cloned().collect();
         let scrapes = addresses.iter().map(|address| async move {
-            let answer = tokio::time::timeout(TIMEOUT, http_get(address, "/metrics")).await;
-            match answer {
-                Ok(Ok((200, text))) => Some(exposed::keys(&self.kinds, &text)),
-                _ => None,
+            match tokio::time::timeout(TIMEOUT, http_get(address, "/metrics")).await {
+                Ok(Ok((200, text))) => Scrape::Answer(exposed::keys(&self.kinds, &text)),
+                Ok(_) => Scrape::Failure,
+                Err(_) => Scrape::Late,
             }
         });
-        let answers = future::join_all(scrapes).await;
-        let failed = answers.iter().filter(|keys| keys.is_none()).count();
+        let scrapes = future::join_all(scrapes).await;
+        let count = |is: fn(&Scrape) -> bool| scrapes.iter().filter(|scrape| is(scrape)).count();
+        let failed = count(|scrape| !matches!(scrape, Scrape::Answer(_)));
+        let late = count(|scrape| matches!(scrape, Scrape::Late));
         let mut exposed = HashMap::new();
-        for key in answers.into_iter().flatten().flatten() {
+        let answers = scrapes.into_iter().filter_map(|scrape| match scrape {
+            Scrape::Answer(keys) => Some(keys),
+            Scrape::Failure | Scrape::Late => None,
+        });
+        for key in answers.flatten() {
             *exposed.entry(key).or_insert(0_usize) += 1;
         }
         let mut state = self.lock();
         let mut sample = state.compare(&exposed, at, self.slack);
-        (sample.at, sample.pods, sample.failed) =
-            (at.duration_since(self.start), addresses.len(), failed);
+        (sample.at, sample.pods) = (at.duration_since(self.start), addresses.len());
+        (sample.failed, sample.late) = (failed, late);
         state.history.add(sample);
     }
 }

@@ -147,11 +147,24 @@ impl State {
         self.trusted().map(Certificate::pem).collect()
     }
 
-    /// Whether every API server knows the active CA by now. While there is no other there is
+    /// Whether every API server knows the CA of `leaf` by now. While there is no other CA there is
     /// nothing better to wait for.
+    ///
+    /// `before` is what this said of the same leaf last. A CA that does not sign any more tells by
+    /// itself nothing: it is known if it was when it did, and may not have been when it was lost early.
     #[must_use]
-    pub fn is_established(&self, now: Timestamp, lifetimes: &Lifetimes) -> bool {
-        self.old.is_empty() || self.active.is_soaked(now, lifetimes)
+    pub fn is_established(
+        &self,
+        leaf: &Leaf,
+        before: bool,
+        now: Timestamp,
+        lifetimes: &Lifetimes,
+    ) -> bool {
+        if leaf.issuer == *self.ca() {
+            self.old.is_empty() || self.active.is_soaked(now, lifetimes)
+        } else {
+            before
+        }
     }
 
     fn keep(&mut self, certificate: &Certificate, until: Timestamp) {

@@ -104,6 +104,8 @@ struct Replica {
     requirement: Requirement,
     remembered: Option<State>,
     leaf: Option<Leaf>,
+    /// Whether every API server knows the CA of `leaf`.
+    established: bool,
     failures: u32,
 }
 
@@ -121,8 +123,14 @@ impl SelfManaged {
     ) -> impl Future<Output = ()> + Send + use<> {
         let requirement =
             readiness.require("a certificate that both webhook configurations verify");
-        let replica =
-            Replica { part: self, requirement, remembered: None, leaf: None, failures: 0 };
+        let replica = Replica {
+            part: self,
+            requirement,
+            remembered: None,
+            leaf: None,
+            established: false,
+            failures: 0,
+        };
         async move { stop.run_until_cancelled(Box::pin(replica.run())).await.unwrap_or_default() }
     }
 }
@@ -279,14 +287,19 @@ impl Replica {
         Ok(())
     }
 
-    fn tell(&self, state: &State, configurations: &[Configuration], now: Timestamp) {
+    fn tell(&mut self, state: &State, configurations: &[Configuration], now: Timestamp) {
+        let (before, lifetimes) = (self.established, &self.part.lifetimes);
+        self.established = self
+            .leaf
+            .as_ref()
+            .is_some_and(|leaf| state.is_established(leaf, before, now, lifetimes));
         let metrics = &self.part.metrics;
         metrics.not_after("ca", state.ca().not_after);
         metrics.phase(state.phase().as_str(), Phase::ALL.map(Phase::as_str));
         let Some(leaf) = &self.leaf else { return };
         metrics.not_after("leaf", leaf.pair.not_after);
         self.part.membership.publish(SERVES, &leaf.issuer.name);
-        let verified = self.verify(leaf, state, configurations, now);
+        let verified = self.verify(leaf, configurations, now);
         metrics.in_sync(verified.is_ok());
         match verified {
             Ok(()) => self.requirement.met(),
@@ -297,16 +310,14 @@ impl Replica {
     fn verify(
         &self,
         leaf: &Leaf,
-        state: &State,
         configurations: &[Configuration],
         now: Timestamp,
     ) -> Result<(), String> {
         for configuration in configurations {
             configuration.verify(&leaf.pair, &webhook_server_name(), now)?;
         }
-        let lifetimes = &self.part.lifetimes;
-        if leaf.issuer == *state.ca() && !state.is_established(now, lifetimes) {
-            let soak = lifetimes.soak();
+        if !self.established {
+            let soak = self.part.lifetimes.soak();
             return Err(format!("the CA is new, and API servers are given {soak:?} to read it"));
         }
         Ok(())

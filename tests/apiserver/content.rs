@@ -36,8 +36,9 @@ const NODES: usize = 25;
 
 const SELECTOR: &str = "app.kubernetes.io/name=kube-state-metrics";
 
-/// Deletes are proven; audits are off, unless a test is about them.
-const VERIFY: &[&str] = &["--verify-coverage", "true"];
+/// Deletes are proven; audits are off, unless a test is about them. The settle time is as long as the
+/// sampler takes for one sample at the most, as it should be for whoever scrapes.
+const VERIFY: &[&str] = &["--verify-coverage", "true", "--settle-time", "1s"];
 
 const RESOURCES: [&str; 5] = ["configmaps", "namespaces", "nodes", "pods", "secrets"];
 

@@ -200,7 +200,12 @@ fn t2_a_state_without_the_ca_of_a_served_leaf_gets_it_back() {
     let next = step(&seen, at(1), &lifetimes()).unwrap().unwrap();
     assert!(next.trusted().any(|ca| *ca == leaf.as_ref().unwrap().issuer));
     assert!(!leaf_is_due(&Seen { stored: Ok(Some(&next)), ..seen }, at(1), &lifetimes()));
-    assert!(!next.is_established(at(SOAK), &lifetimes()));
+    let established = |leaf: &Option<Leaf>, before| {
+        next.is_established(leaf.as_ref().unwrap(), before, at(SOAK), &lifetimes())
+    };
+    assert!(!established(&stranger.replicas[0].leaf, true), "of a CA that is new to everybody");
+    assert!(established(&leaf, true), "of one that was known, and signs no more");
+    assert!(!established(&leaf, false), "of one that was lost before it was known");
 }
 
 #[test]

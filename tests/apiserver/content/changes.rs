@@ -127,7 +127,7 @@ async fn v1_no_sample_lacks_an_object_while_replicas_and_nodes_go() {
 #[tokio::test]
 async fn v1_a_pod_goes_when_others_have_served_all_of_it_for_the_settle_time() {
     const SETTLE: Duration = Duration::from_secs(6);
-    let args = [VERIFY, &["--settle-time", "6s"]].concat();
+    let args = ["--verify-coverage", "true", "--settle-time", "6s"];
     let first = "kube-state-metrics-x-0";
     let faults =
         move |pod: &str| if pod == first { Faults::default() } else { all_late(3_600_000) };
@@ -208,7 +208,7 @@ async fn v2_where_pods_cannot_be_reached_changes_go_on_and_the_status_says_that_
 #[tokio::test]
 async fn v1_in_prometheus_the_number_of_nodes_never_falls_while_3_shards_become_5() {
     // It takes Prometheus five seconds to hear of a pod, and one more to scrape it.
-    let settled = [VERIFY, &["--settle-time", "8s"]].concat();
+    let settled = ["--verify-coverage", "true", "--settle-time", "8s"];
     let site = Site::start(&settled, sharded(3), |pod| late(pod, 3_000)).await;
     let prometheus = Prometheus::start(&site.cluster.plane).await.expect("Prometheus");
     let nodes = "count(count by (node) (kube_node_info))";

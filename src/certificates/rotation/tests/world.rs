@@ -46,6 +46,7 @@ pub(super) struct Replica {
     pub(super) clock: i64,
     remembered: Option<State>,
     pub(super) leaf: Option<Leaf>,
+    established: bool,
     pub(super) ready: bool,
     pass: Option<Pass>,
 }
@@ -213,9 +214,10 @@ impl World {
                 replica.leaf = Some(leaf);
             }
             if let Some(leaf) = &replica.leaf {
-                let established =
-                    leaf.issuer != *state.ca() || state.is_established(now, &lifetimes);
-                replica.ready = established && live.iter().all(|b| b.contains(&leaf.issuer));
+                let before = replica.established;
+                replica.established = state.is_established(leaf, before, now, &lifetimes);
+                let trusted = live.iter().all(|bundle| bundle.contains(&leaf.issuer));
+                replica.ready = replica.established && trusted;
             }
         }
         if !acts {
