@@ -9,7 +9,7 @@ SECONDS := 60
 STATIC  := x86_64-unknown-linux-musl
 CRATES  := $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src
 # Properties are tried with the same cases in every run, so that what fails fails again. Others are looked
-# at with `make unit PROPTEST_RNG_SEED=$$RANDOM`.
+# at with `make unit PROPTEST_RNG_SEED=$RANDOM`.
 export PROPTEST_RNG_SEED ?= 1
 say      = @echo; echo "==> $(1)"
 
