@@ -44,6 +44,7 @@ fn the_picture_of_exposure_and_its_table_are_those_of_the_samples() {
     let data = exposure::Data::parse(&read("docs/pictures/exposure.csv"));
     file("docs/pictures/exposure.svg", &exposure::draw(&data));
     part("docs/exposure.md", "measured", &exposure::table(&data));
+    part("README.md", "measured", &exposure::short_table(&data));
 }
 
 /// The claim of the picture, whatever was measured last.

@@ -131,6 +131,13 @@ pub fn table(data: &Data) -> String {
     text
 }
 
+/// The first columns of [`table`].
+pub fn short_table(data: &Data) -> String {
+    let table = table(data);
+    let short = table.lines().map(|line| line.split('|').take(5).collect::<Vec<_>>().join("|"));
+    short.map(|line| line + "|\n").collect()
+}
+
 /// All ways of the first change, then those of the second.
 fn by_change(data: &Data) -> impl Iterator<Item = (&Run, &'static str)> {
     let mut changes: Vec<_> = data.runs.iter().map(|run| run.change.as_str()).collect();
