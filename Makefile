@@ -51,6 +51,7 @@ cluster-test: tools ## Tests on a real control plane
 	cargo test --locked $(CLUSTER)
 	cargo test --locked -p lease-sharding --test apiserver -- --test-threads=2
 	cargo test --locked -p devcluster --tests
+	cargo test --locked --test prometheus -- --ignored
 
 soak: tools ## 50,000 calls while replicas end and certificates change, none lost; 100 random changes as forecast (about 90 minutes)
 	$(call say,soak: rollouts and rotations under load; random changes)
@@ -73,7 +74,7 @@ exposure: tools ## Measure what stays exposed while shards change, three ways (a
 pictures: ## Draw docs/pictures anew, from the data there
 	UPDATE=1 cargo test --locked --test pictures
 
-prometheus: ## Check and test rules and alerts (needs promtool; Debian: apt-get install prometheus)
+prometheus: ## Prometheus's own check and tests of rules and alerts
 	cargo test --locked --test prometheus -- --include-ignored
 
 # Once: go install helm.sh/helm/v3/cmd/helm@v3.22.0

@@ -267,20 +267,21 @@ fn promtool(args: &[&str]) {
         fs::write(folder.path().join(format!("rules-{name}")), rules).expect("written");
         fs::copy(file("tests/prometheus").join(name), folder.path().join(name)).expect("copied");
     }
-    let output = Command::new("promtool").args(args).current_dir(&folder).output();
-    let output = output.expect("promtool runs (Debian: apt-get install prometheus)");
+    let programs = devcluster::tools::prometheus().expect("Prometheus");
+    let output = Command::new(programs.join("promtool")).args(args).current_dir(&folder).output();
+    let output = output.expect("promtool runs");
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success(), "promtool {args:?}\n{text}");
 }
 
 #[test]
-#[ignore = "needs promtool: make prometheus"]
+#[ignore = "needs Prometheus, which make tools fetches: make prometheus"]
 fn o6_prometheus_takes_the_rules() {
     promtool(&["check", "rules", "rules-alerts.yaml", "rules-deduplication.yaml"]);
 }
 
 #[test]
-#[ignore = "needs promtool: make prometheus"]
+#[ignore = "needs Prometheus, which make tools fetches: make prometheus"]
 fn o6_alerts_and_rules_do_what_their_unit_tests_say() {
     promtool(&["test", "rules", "alerts.yaml", "deduplication.yaml"]);
 }
