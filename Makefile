@@ -15,7 +15,7 @@ say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus helm image-root licenses bench fuzz deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus helm image-root licenses bench fuzz publish-check deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,9 @@ fuzz: ## Look for inputs that break a promise (SECONDS=60 for each target; needs
 	    cargo fuzz run --sanitizer none $$target target/found/$$target corpus/$$target -- -max_total_time=$(SECONDS) -max_len=4096 -timeout=30 || exit 1; \
 	done
 	$(MAKE) -C lease-sharding fuzz SECONDS=$(SECONDS)
+
+publish-check: ## lease-sharding as it would be published
+	cargo publish --locked --dry-run -p lease-sharding
 
 deny: ## Licences, bans, sources, advisories (needs: cargo install --locked cargo-deny)
 	cargo deny check

@@ -38,3 +38,43 @@ fn every_crate_comes_from_the_one_registry() {
         "only what is published and stays published can be built again"
     );
 }
+
+/// Everything else that names the version, or the compiler, says what `Cargo.toml` says.
+#[test]
+fn the_version_and_the_compiler_are_said_once() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (page, line) in [
+        ("deploy/base/deployment.yaml", "image: ksm-scale-operator:"),
+        ("deploy/helm/ksm-scale-operator/Chart.yaml", "version: "),
+        ("deploy/helm/ksm-scale-operator/Chart.yaml", "appVersion: "),
+        ("docs/guides/gitops.md", "newTag: "),
+        ("docs/validate.md", "rev: v"),
+        ("Dockerfile", "registry.example.com/ksm-scale-operator:"),
+        ("README.md", "docker build --tag registry.example.com/ksm-scale-operator:"),
+    ] {
+        let text = read(page);
+        let said: Vec<_> =
+            text.match_indices(line).map(|(at, _)| &text[at + line.len()..]).collect();
+        assert!(!said.is_empty(), "{page} has no {line:?} any more");
+        assert!(
+            said.iter().all(|rest| rest.starts_with(version)),
+            "{page}: {line:?} is not {version}"
+        );
+    }
+
+    let manifest = read("Cargo.toml");
+    let [oldest] = Vec::from_iter(quoted(&manifest, "rust-version = \"", "rust-version ="))[..]
+    else {
+        panic!("one rust-version")
+    };
+    let toolchain = read("rust-toolchain.toml");
+    let [pinned] = Vec::from_iter(quoted(&toolchain, "channel", "channel"))[..] else {
+        panic!("one channel")
+    };
+    // So the oldest compiler is the one that all tests run with.
+    assert_eq!(pinned.strip_prefix(oldest), Some(".0"), "{oldest} and {pinned}");
+    let dockerfile = read("Dockerfile");
+    for line in [format!("rust:{pinned}-alpine"), format!("RUSTUP_TOOLCHAIN={pinned} ")] {
+        assert!(dockerfile.contains(&line), "Dockerfile: {line}");
+    }
+}
