@@ -87,9 +87,9 @@ async fn v1_no_sample_lacks_an_object_while_the_api_server_is_away_halfway() {
     site.cluster.apply("x", sharded(5)).await;
     site.until_step(4).await;
     site.cluster.plane.stop_api_server().await.expect("an outage");
-    let samples = sampler.history().samples().len();
+    let before = sampler.history().samples().len();
     eventually("a hundred samples", LONG, || async {
-        (sampler.history().samples().len() > samples + 100).then_some(())
+        (sampler.history().samples().len() > before + 100).then_some(())
     })
     .await
     .expect("samples");
