@@ -15,7 +15,7 @@ say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus helm image-root licenses bench fuzz publish-check deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus helm image-root licenses bench fuzz publish-check versions deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,7 +118,13 @@ fuzz: ## Look for inputs that break a promise (SECONDS=60 for each target; needs
 	$(MAKE) -C lease-sharding fuzz SECONDS=$(SECONDS)
 
 publish-check: ## lease-sharding as it would be published
-	cargo publish --locked --dry-run -p lease-sharding
+	K8S_OPENAPI_ENABLED_VERSION=1.33 cargo publish --locked --dry-run -p lease-sharding
+
+versions: ## Compile with the types of the oldest and the newest Kubernetes that k8s-openapi has
+	for version in 1.33 1.37; do \
+	    K8S_OPENAPI_ENABLED_VERSION=$$version cargo check --locked --no-default-features --lib --bins || exit 1; \
+	    K8S_OPENAPI_ENABLED_VERSION=$$version cargo check --locked --lib -p lease-sharding || exit 1; \
+	done
 
 deny: ## Licences, bans, sources, advisories (needs: cargo install --locked cargo-deny)
 	cargo deny check

@@ -227,6 +227,17 @@ mod tests {
         webhook: WebhookArgs,
     }
 
+    /// What the help of `--lame-duck` promises of the Deployment.
+    #[test]
+    fn o4_w7_the_grace_period_is_long_enough_for_the_lame_duck_and_what_is_under_way() {
+        let text = include_str!("../../deploy/base/deployment.yaml");
+        let deployment: serde_json::Value = serde_saphyr::from_str(text).expect("YAML");
+        let grace = &deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"];
+        let grace = Duration::from_secs(grace.as_u64().expect("a number"));
+        let Flags { webhook } = Flags::parse_from(["run"]);
+        assert!(grace >= webhook.lame_duck + Duration::from_secs(15), "{grace:?}");
+    }
+
     #[test]
     fn o1_the_webhooks_flags_have_safe_defaults_and_refuse_half_a_setting() {
         let Flags { webhook } = Flags::parse_from(["run"]);

@@ -151,7 +151,7 @@ async fn o7_a_collector_gets_a_span_of_every_reconcile_and_request_by_the_time_t
         .map(|all| ["webhook", "operation", "ksmscale", "verdict"].map(|key| all[key].clone()))
         .collect();
     for expected in [
-        ["mutate", "CREATE", "x", "patched"],
+        ["mutate", "CREATE", "x", "allowed"],
         ["validate", "CREATE", "x", "allowed"],
         ["validate", "CREATE", "probe", "denied"],
     ] {
