@@ -25,6 +25,8 @@ pub struct Faults {
     /// By resource (`nodes`, `pods`): milliseconds after the start of the process before which
     /// nothing is listed.
     pub late: BTreeMap<String, u64>,
+    /// Milliseconds from a change of an object to its being served, as when there are very many.
+    pub lag: u64,
     /// Serves this shard, and says so on the telemetry port.
     pub shard: Option<u32>,
     /// Shards for so many, and says so on the telemetry port.

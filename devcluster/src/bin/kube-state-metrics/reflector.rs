@@ -25,6 +25,7 @@ use crate::store::Store;
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Orders {
     late: Duration,
+    lag: Duration,
     shard: u32,
     total_shards: u32,
     rehashed: bool,
@@ -38,6 +39,7 @@ impl Orders {
         let (shard, total_shards) = state.arguments.shards(faults);
         Self {
             late: Duration::from_millis(faults.late.get(name).copied().unwrap_or_default()),
+            lag: Duration::from_millis(faults.lag),
             shard,
             total_shards,
             rehashed: faults.rehashed,
@@ -79,7 +81,7 @@ async fn follow(state: &State, store: &Store, orders: &Orders, start: Instant) {
         store.clear();
         tokio::time::sleep(emptied).await;
     }
-    let mut events = events(&state.client, store);
+    let mut events = lagging(events(&state.client, store), orders.lag);
     let mut listed = Vec::new();
     while let Some(event) = events.next().await {
         match event {
@@ -105,6 +107,15 @@ async fn follow(state: &State, store: &Store, orders: &Orders, start: Instant) {
 }
 
 type Events = Pin<Box<dyn Stream<Item = Result<Event<Object>, watcher::Error>> + Send>>;
+
+/// All of them, in order, and each so much later.
+fn lagging(events: Events, lag: Duration) -> Events {
+    let later = move |event| async move {
+        tokio::time::sleep(lag).await;
+        event
+    };
+    if lag.is_zero() { events } else { Box::pin(events.map(later).buffered(usize::MAX)) }
+}
 
 /// Like the real one, lists by watching (`sendInitialEvents`).
 fn events(client: &Client, store: &Store) -> Events {
