@@ -53,7 +53,7 @@ cluster-test: tools ## Tests on a real control plane
 	cargo test --locked -p devcluster --tests
 	cargo test --locked --test prometheus -- --ignored
 
-soak: tools ## 50,000 calls while replicas end and certificates change, none lost; 100 random changes as forecast (about 90 minutes)
+soak: tools ## The long runs: 50,000 calls in rollouts and rotations, all 90 changes, an hour of churn (about four hours)
 	$(call say,soak: rollouts and rotations under load; random changes)
 	cargo test --locked --test apiserver -- --ignored --nocapture --test-threads=1 soak_
 
