@@ -8,6 +8,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
         "make and cargo, around this test: CI runs them",
         &["make demo", "make test", "make unit", "cargo build --release"],
     ),
+    ("it measures for minutes; tests/pictures.rs holds the page to the data", &["make exposure"]),
     (
         "these would build, and start a cluster beside the one that is here; devcluster/tests/cli.rs runs them",
         &[
