@@ -9,6 +9,7 @@ mod admission;
 #[path = "../webhook/bodies.rs"]
 #[allow(dead_code, reason = "a module of another bench, too")]
 mod bodies;
+mod figures;
 mod fleet;
 #[path = "../webhook/load.rs"]
 #[allow(dead_code, reason = "a module of another bench, too")]
@@ -20,6 +21,7 @@ mod pods;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use devcluster::{ControlPlane, FaultProxy, Kubelet, Level};
+use figures::{Row, mib};
 use fleet::Fleet;
 use operator::Operator;
 use std::time::{Duration, Instant};
@@ -44,14 +46,6 @@ struct Args {
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// One figure.
-struct Row {
-    figure: &'static str,
-    goal: &'static str,
-    measured: String,
-    method: String,
 }
 
 /// No reconcile comes by itself in the time of a measurement.
@@ -243,21 +237,11 @@ async fn heartbeats_alone(
 }
 
 fn print(args: &Args, rows: &[Row]) {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    println!("{} nodes, {} KSMScales, {cores} cores\n", args.nodes, args.scales);
-    println!("| figure | goal | measured | method |\n| --- | --- | --- | --- |");
-    for Row { figure, goal, measured, method } in rows {
-        println!("| {figure} | {goal} | {measured} | {method} |");
-    }
+    figures::print(&format!("{} nodes, {} KSMScales", args.nodes, args.scales), rows);
 }
 
 fn spread(times: &mut [Duration]) -> String {
     times.sort_unstable();
     let ms = |time: Option<&Duration>| time.map_or(0, Duration::as_millis);
     format!("median {} ms, max {} ms", ms(times.get(times.len() / 2)), ms(times.last()))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "one digit after the point")]
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
 }

@@ -5,6 +5,8 @@
 
 #![allow(unreachable_pub, reason = "modules of one program, with the visibility of a library")]
 
+#[path = "../cluster/figures.rs"]
+mod figures;
 #[path = "../cluster/fleet.rs"]
 #[allow(dead_code, reason = "a module of another bench, too")]
 mod fleet;
@@ -20,6 +22,7 @@ mod serve;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use devcluster::{ControlPlane, Level, Machines, Program, eventually};
+use figures::{Row, mib};
 use fleet::Fleet;
 use k8s_openapi::api::core::v1::Node;
 use ksm_scale_operator::{
@@ -65,14 +68,6 @@ struct Args {
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-/// One figure.
-struct Row {
-    figure: &'static str,
-    goal: &'static str,
-    measured: String,
-    method: String,
 }
 
 /// What the operator has used so far.
@@ -137,6 +132,7 @@ impl Bench<'_> {
     }
 
     fn row(&mut self, figure: &'static str, goal: &'static str, measured: String, method: &str) {
+        let measured = ["**".to_owned(), measured, "**".to_owned()].concat();
         self.rows.push(Row { figure, goal, measured, method: method.to_owned() });
     }
 
@@ -269,12 +265,7 @@ impl Bench<'_> {
     }
 
     fn print(&self, args: &Args) {
-        let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        println!("{} nodes, {} series, {cores} cores\n", args.nodes, args.series);
-        println!("| figure | goal | measured | method |\n| --- | --- | --- | --- |");
-        for Row { figure, goal, measured, method } in &self.rows {
-            println!("| {figure} | {goal} | **{measured}** | {method} |");
-        }
+        figures::print(&format!("{} nodes, {} series", args.nodes, args.series), &self.rows);
     }
 }
 
@@ -304,9 +295,4 @@ async fn used(operator: &Operator) -> Result<Used> {
 
 fn megabytes(bytes: f64) -> String {
     format!("{:.1} MB", bytes / 1e6)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "one digit after the point")]
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / 1_048_576.0)
 }
