@@ -76,6 +76,9 @@ impl Listening {
     /// Serves until `end`, and then what is under way.
     pub(super) async fn run(self, listener: TcpListener, end: impl Future<Output = ()>) {
         let Self { shared, client_ca } = self;
+        if let Err(error) = set_options(&listener) {
+            tracing::warn!(%error, "connections have the system's options");
+        }
         let serve = async {
             let mut open = JoinSet::new();
             tokio::select! {
@@ -95,6 +98,14 @@ impl Listening {
             never = reload(&shared, client_ca) => match never {},
         }
     }
+}
+
+/// Options of all connections. Linux hands them on from the listener, so none costs a call.
+fn set_options(listener: &TcpListener) -> std::io::Result<()> {
+    let socket = SockRef::from(listener);
+    // Answers are small and go out at once.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE))
 }
 
 async fn accept(
@@ -209,10 +220,6 @@ async fn shake_hands(
     peer: SocketAddr,
     place: &Open,
 ) -> Option<Tls> {
-    // Answers are small and go out at once. An error would be a connection that is closed already.
-    let _ = tcp.set_nodelay(true);
-    let _ = SockRef::from(&tcp)
-        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE));
     let failed = |reason, error: &dyn std::fmt::Display| {
         shared.metrics.handshake_failed(reason);
         tracing::debug!(%peer, reason, %error, "no TLS handshake");
