@@ -131,9 +131,10 @@ async fn o7_a_collector_gets_a_span_of_every_reconcile_and_request_by_the_time_t
     assert_eq!(ids.len(), reconciles.len(), "each once");
     assert!(reconciles.iter().all(|s| attributes(&s.attributes)["ksmscale"] == "x"));
     assert!(reconciles.iter().all(|span| span.parent_span_id.is_empty()), "nothing is above them");
+    // Or broken off, because a busy machine renewed its Lease late.
     let failed = |id: &str| {
         let is_of = |line: &&Value| line["span"]["reconcile_id"].to_string().as_str() == id;
-        lines.iter().filter(is_of).any(|line| line["message"] != "done" && line["kind"].is_string())
+        !lines.iter().filter(is_of).any(|line| line["message"] == "done")
     };
     let whole: BTreeSet<_> =
         ["observe", "plan", "prove", "audit", "apply", "publish"].into_iter().collect();
