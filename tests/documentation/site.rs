@@ -126,7 +126,7 @@ impl Site {
         if let Some(url) = text.strip_prefix("curl http://") {
             return self.get(url).await;
         }
-        let looks = ["kubectl get", "kubectl describe", "kubectl diff"];
+        let looks = ["kubectl get", "kubectl describe", "kubectl diff", "kubectl auth can-i"];
         let is_look = looks.iter().any(|start| text.starts_with(start)) || text.contains("doctor");
         let as_shown = |(code, printed): &(Option<i32>, String)| match shown {
             Some(shown) => crate::compare::agrees(shown, printed),
