@@ -6,7 +6,7 @@ mod components;
 mod kubeconfig;
 mod nodes;
 mod pki;
-mod ports;
+pub(crate) mod ports;
 mod startup;
 
 use std::fs;

@@ -128,6 +128,8 @@ fn stand_in() -> Value {
         ],
         "livenessProbe": {
             "httpGet": { "path": "/healthz", "port": 8080 }, "periodSeconds": 2, "timeoutSeconds": 1,
+            // Five seconds to start in, at this pace: a busy machine may need some.
+            "initialDelaySeconds": 50,
         },
         "readinessProbe": {
             "httpGet": { "path": "/readyz", "port": "telemetry" },

@@ -200,13 +200,13 @@ async fn play(
     (from, to): &(Value, Value),
 ) -> Option<String> {
     cluster.apply(name, without_nulls(from)).await;
-    cluster.until_settled(name).await;
+    cluster.until_settled_within(LATER, name).await;
     let before = ksm_scale_operator::forecast::at_rest(&scale(name, from), nodes);
     let steps = steps(&scale(name, from), &scale(name, to), nodes);
     let mut expected: Vec<_> = before.iter().map(|pod| told("create", pod)).collect();
     expected.extend(foretold(&before, &steps));
     cluster.apply(name, without_nulls(to)).await;
-    cluster.until_settled(name).await;
+    cluster.until_settled_within(LATER, name).await;
     // The watch may lag behind, by less than this.
     let same = eventually("the forecast comes true", SOON, || async {
         (seen.of(name).len() >= expected.len()).then_some(())

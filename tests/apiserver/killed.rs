@@ -71,16 +71,20 @@ impl Scene {
 
     /// What is there, without what tells one run from another: names, UIDs and times.
     async fn end(&self) -> Value {
-        let pods = self.cluster.pods("monitoring").list(&ListParams::default()).await;
+        // To the operator a pod that was deleted is gone; here it may be on its way out.
+        let pods = eventually("nothing is being deleted", SOON, || async {
+            let pods = self.cluster.pods("monitoring").list(&ListParams::default()).await.ok()?;
+            pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()).then_some(pods)
+        });
+        let pods = pods.await.expect("pods");
         let mut pods: Vec<_> = pods
-            .expect("pods")
             .into_iter()
             .map(|pod| {
                 let container = &pod.spec.as_ref().expect("a spec").containers[0];
                 json!({
                     "labels": pod.labels(), "annotations": pod.annotations(),
                     "owner": pod.owner_references()[0].name, "args": container.args,
-                    "image": container.image, "deleted": pod.metadata.deletion_timestamp,
+                    "image": container.image,
                 })
             })
             .collect();

@@ -6,6 +6,7 @@ use crate::{
     served::{STRICT, until_judged},
     support::*,
 };
+use kube::api::ListParams;
 use serde_json::{Value, json};
 use std::{fmt::Write, path::Path, process::Stdio, time::Duration};
 use tokio::io::AsyncWriteExt;
@@ -123,6 +124,13 @@ async fn advised(terminal: &mut Terminal<'_>) {
 
 async fn protected(terminal: &mut Terminal<'_>) {
     terminal.cluster.until_settled("dev").await;
+    // Those that are being deleted count until they are gone.
+    let pods = terminal.cluster.pods("monitoring");
+    eventually("three pods are left", SOON, || async {
+        (pods.list(&ListParams::default()).await.ok()?.items.len() == 3).then_some(())
+    })
+    .await
+    .expect("three pods");
     let (code, printed) = terminal.run("kubectl delete ksmscale dev", None).await;
     assert_eq!(code, Some(1));
     let (_, way_out) = printed.trim_end().split_once("first run ").expect("a way out");

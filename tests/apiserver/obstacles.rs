@@ -86,8 +86,8 @@ async fn r84_missing_rights_are_told_and_tried_again_ever_more_slowly() {
     let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
     let _operator = cluster.operator_via(&proxy, &[]).await;
     cluster.create_namespace("locked").await;
-    cluster.apply("dev", json!({"namespace": "locked"})).await;
     let begun = tokio::time::Instant::now();
+    cluster.apply("dev", json!({"namespace": "locked"})).await;
     let words = ["locked", "ksm-scale-operator-workload", "forbidden"];
     until_degraded(&cluster, "dev", "Forbidden", &words).await;
     let creates =

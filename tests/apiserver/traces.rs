@@ -100,6 +100,17 @@ fn ended(lines: &[Value]) -> BTreeSet<String> {
 
 const JSON: [&str; 2] = ["--log-format", "json"];
 
+/// The API server hears of the one configuration and of the other, and goes on without the mutating one.
+async fn until_both_are_called(cluster: &Cluster, replica: &Replica) {
+    let mutated = "ksm_scale_operator_webhook_requests_total{endpoint=\"mutate\",operation=\"CREATE\",verdict=\"allowed\",code=\"200\"}";
+    eventually("both webhooks are called", SOON, || async {
+        until_judged(cluster, &json!({"namespace": "kube-system"})).await;
+        (replica.operator.metric(mutated).await > 0.0).then_some(())
+    })
+    .await
+    .expect("calls");
+}
+
 /// The whole log of an operator, when it has ended well.
 async fn whole_log(operator: Operator) -> Vec<Value> {
     let log = operator.log_path();
@@ -115,7 +126,7 @@ async fn o7_a_collector_gets_a_span_of_every_reconcile_and_request_by_the_time_t
     let webhooks = Webhooks::install(&cluster, Duration::ZERO).await;
     let args = [&STRICT[..], &JSON, &["--otlp-endpoint", &collector.url]].concat();
     let replica = webhooks.replica(&args).await;
-    until_judged(&cluster, &json!({"namespace": "kube-system"})).await;
+    until_both_are_called(&cluster, &replica).await;
     cluster.apply("x", json!({})).await;
     cluster.until_settled("x").await;
     let (name, log) = (replica.operator.name().to_owned(), replica.operator.log_path());
@@ -131,9 +142,10 @@ async fn o7_a_collector_gets_a_span_of_every_reconcile_and_request_by_the_time_t
     assert_eq!(ids.len(), reconciles.len(), "each once");
     assert!(reconciles.iter().all(|s| attributes(&s.attributes)["ksmscale"] == "x"));
     assert!(reconciles.iter().all(|span| span.parent_span_id.is_empty()), "nothing is above them");
+    // Or broken off, because a busy machine renewed its Lease late.
     let failed = |id: &str| {
         let is_of = |line: &&Value| line["span"]["reconcile_id"].to_string().as_str() == id;
-        lines.iter().filter(is_of).any(|line| line["message"] != "done" && line["kind"].is_string())
+        !lines.iter().filter(is_of).any(|line| line["message"] == "done")
     };
     let whole: BTreeSet<_> =
         ["observe", "plan", "prove", "audit", "apply", "publish"].into_iter().collect();

@@ -126,8 +126,12 @@ impl Site {
         if let Some(url) = text.strip_prefix("curl http://") {
             return self.get(url).await;
         }
-        let looks = ["kubectl get", "kubectl describe", "kubectl diff"];
-        let is_look = looks.iter().any(|start| text.starts_with(start)) || text.contains("doctor");
+        let looks = ["kubectl get", "kubectl describe", "kubectl diff", "kubectl auth can-i"];
+        // What is refused changes nothing either, and may tell how many there are.
+        let is_refusal = shown.is_some_and(|shown| shown.starts_with("Error from server"));
+        let is_look = looks.iter().any(|start| text.starts_with(start))
+            || text.contains("doctor")
+            || is_refusal;
         let as_shown = |(code, printed): &(Option<i32>, String)| match shown {
             Some(shown) => crate::compare::agrees(shown, printed),
             None => *code == Some(0),

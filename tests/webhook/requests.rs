@@ -233,7 +233,8 @@ async fn w5_the_requesters_rights_are_asked_each_time_and_within_the_api_servers
     let begin = Instant::now();
     let reply = client.send(post(&path, create("a"))).await.unwrap();
     assert_eq!(status(&reply), (500, "InternalError"));
-    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+    // Of ten seconds if nothing is said. How much before the end is a test beside the code.
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!(webhook.apiserver.asked(), 3, "asked once");
 }
 

@@ -83,12 +83,15 @@ async fn longest_call(client: &Client, slow: impl Future<Output = ()>) -> Durati
     tokio::join!(calling, slow).0
 }
 
+/// Longer than what is in a hurry takes on a busy machine.
+const SHORT: Duration = Duration::from_secs(2);
+
 fn short(limits: &mut Limits) {
-    limits.handshake = Duration::from_millis(400);
-    limits.header = Duration::from_millis(400);
-    limits.body = Duration::from_millis(400);
-    limits.idle = Duration::from_millis(1500);
-    limits.closing = Duration::from_millis(400);
+    limits.handshake = SHORT;
+    limits.header = SHORT;
+    limits.body = SHORT;
+    limits.idle = 3 * SHORT;
+    limits.closing = SHORT;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,8 +109,8 @@ async fn w6_who_sends_a_byte_at_a_time_is_cut_off_and_keeps_nobody_waiting() {
             begin.elapsed()
         };
         let header = async {
-            let stream = client.connect().await.unwrap();
             let begin = Instant::now();
+            let stream = client.connect().await.unwrap();
             let answer = trickle(stream, format!("{head}X: {}", "x".repeat(500)).as_bytes()).await;
             assert_eq!(answer, "");
             begin.elapsed()
@@ -115,22 +118,21 @@ async fn w6_who_sends_a_byte_at_a_time_is_cut_off_and_keeps_nobody_waiting() {
         let body = async {
             let mut stream = client.connect().await.unwrap();
             let head = format!("{head}Content-Length: 500\r\n\r\n");
-            stream.write_all(head.as_bytes()).await.unwrap();
             let begin = Instant::now();
+            stream.write_all(head.as_bytes()).await.unwrap();
             let answer = trickle(stream, &[b' '; 500]).await;
             assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
             begin.elapsed()
         };
         let (handshake, header, body) = tokio::join!(handshake, header, body);
         for took in [handshake, header, body] {
-            let bound = Duration::from_millis(400)..Duration::from_secs(5);
-            assert!(bound.contains(&took), "{handshake:?} {header:?} {body:?}");
+            assert!((SHORT..DEADLINE).contains(&took), "{handshake:?} {header:?} {body:?}");
         }
     };
     let longest = longest_call(&healthy, Box::pin(slow)).await;
-    assert!(longest < Duration::from_millis(400), "nobody waits for them: {longest:?}");
-    assert_eq!(webhook.metric("tls_handshake_failures_total{reason=\"slow\"}"), 1);
-    assert_eq!(webhook.metric("connections_ended_total{reason=\"slow\"}"), 2);
+    assert!(longest < SHORT, "nobody waits for them: {longest:?}");
+    webhook.metric_becomes("tls_handshake_failures_total{reason=\"slow\"}", 1).await;
+    webhook.metric_becomes("connections_ended_total{reason=\"slow\"}", 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,8 +142,8 @@ async fn w7_an_idle_connection_outlives_every_time_out_but_its_own() {
     client.allowed().await.unwrap();
     // Opened ahead of need, as Go does it.
     let unused = client.connect().await.unwrap();
-    // Two and a half times as long as a header may take.
-    sleep(Duration::from_secs(1)).await;
+    // Longer than a handshake, a header or a body may take.
+    sleep(SHORT * 5 / 4).await;
     assert_eq!(webhook.metric("connections"), 2);
     client.allowed().await.unwrap();
     assert_eq!(webhook.metric("tls_handshakes_total"), 2, "on the connection of before");
@@ -157,6 +159,9 @@ fn w7_connections_are_kept_longer_than_the_api_server_keeps_its_ends() {
     assert!(Limits::default().idle > Duration::from_secs(90));
     assert!(Limits::default().handshake <= Duration::from_secs(10));
 }
+
+/// `timeoutSeconds` of the shipped configuration.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many files this process may open.
 fn open_files() -> usize {
@@ -184,7 +189,7 @@ async fn w6_ten_thousand_idle_connections_take_up_no_more_than_the_bound() {
         }
     };
     let longest = longest_call(&healthy, flooding).await;
-    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    assert!(longest < PATIENCE, "{longest:?}");
     assert_eq!(webhook.metric("tls_handshakes_total"), 1, "its connection was not displaced");
     // One who comes now finds a place.
     let newcomer = Client::of(&webhook).from([127, 0, 0, 3]);

@@ -20,6 +20,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use std::{
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -31,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Stage<'c> {
     pub cluster: &'c Cluster,
     balancer: Balancer,
+    /// Who is called.
+    server: Mutex<Option<SocketAddr>>,
     serving: Serving,
     pub knowledge: Arc<Mutex<Knowledge>>,
 }
@@ -88,7 +91,8 @@ impl<'c> Stage<'c> {
             conditions.push(json!({"name": "only-one", "expression": only}));
             apply_yaml(&cluster.client, &configuration.to_string()).await;
         }
-        Self { cluster, balancer, serving, knowledge: Arc::default() }
+        let server = Mutex::default();
+        Self { cluster, balancer, server, serving, knowledge: Arc::default() }
     }
 
     /// Serves until the token is cancelled.
@@ -117,7 +121,12 @@ impl<'c> Stage<'c> {
             server.serve(listener, ready, stop.clone(), stop).await.expect("it serves");
         };
         drop(webhook::spawn(serve).expect("a thread"));
-        self.balancer.add(address.await.expect("an address"));
+        let address = address.await.expect("an address");
+        self.balancer.add(address);
+        // Nobody is there any more, for whom a new connection could be meant.
+        if let Some(before) = self.server.lock().expect("one at a time").replace(address) {
+            self.balancer.withdraw(before);
+        }
         end
     }
 
