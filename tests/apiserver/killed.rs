@@ -5,7 +5,9 @@ use crate::support::*;
 use devcluster::{Fate, FaultProxy};
 use k8s_openapi::{
     api::{
-        core::v1::ServiceAccount, policy::v1::PodDisruptionBudget, rbac::v1::ClusterRoleBinding,
+        core::v1::{Pod, ServiceAccount},
+        policy::v1::PodDisruptionBudget,
+        rbac::v1::ClusterRoleBinding,
     },
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
@@ -74,7 +76,8 @@ impl Scene {
         // To the operator a pod that was deleted is gone; here it may be on its way out.
         let pods = eventually("nothing is being deleted", SOON, || async {
             let pods = self.cluster.pods("monitoring").list(&ListParams::default()).await.ok()?;
-            pods.iter().all(|pod| pod.metadata.deletion_timestamp.is_none()).then_some(pods)
+            let is_going = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
+            (!pods.iter().any(is_going)).then_some(pods)
         });
         let pods = pods.await.expect("pods");
         let mut pods: Vec<_> = pods

@@ -278,6 +278,31 @@ fn s6_an_old_keyspace_of_two_members_and_a_new_one_hold() {
     hold(&Bounds { members: 3, writes: 2, keyspaces: [0, 0, 1], ..TWO_KEYSPACES });
 }
 
+/// Such a claim of a larger keyspace is in the way of a smaller one, and no news to whoever made it.
+#[test]
+fn s6_a_claim_whose_answer_was_lost_is_withdrawn_with_the_next_write() {
+    let join = |at| [Wake(at), Commit(at), Answer(at)];
+    let lost = [Want(1, 0), Commit(1), See(1), Lose(1), Want(1, 0), See(1), See(1)];
+    let in_the_way = [See(0), See(0), See(0), Want(0, 0)];
+    let model = Bounds { writes: u8::MAX, losses: 1, ..TWO_KEYSPACES };
+    let play = |state: State, actions: &[Action]| {
+        actions.iter().cloned().fold(state, |state, action| {
+            let mut possible = Vec::new();
+            model.actions(&state, &mut possible);
+            assert!(possible.contains(&action), "{action:?} is not among {possible:?}");
+            model.next_state(&state, action).expect("within the bounds")
+        })
+    };
+    let start = model.init_states().remove(0);
+    let stuck = play(start, &[&join(0)[..], &join(1), &lost, &in_the_way].concat());
+    assert!(owners(&stuck, 0).is_empty() && !at_rest(&stuck));
+    // Refused at first, since the claim arrived.
+    let withdrawn = [Wake(1), Commit(1), Answer(1), Commit(1), Answer(1), See(0)];
+    let claimed = [Commit(0), Answer(0), See(0)];
+    let after = play(stuck, &[&withdrawn[..], &claimed].concat());
+    assert_eq!(owners(&after, 0), [0]);
+}
+
 #[test]
 #[ignore = "minutes and gigabytes: `make -C lease-sharding model`"]
 fn large_with_two_keyspaces() {
