@@ -17,12 +17,7 @@ use ksm_scale_operator::{
     admission::{Answer, Decision, Knowledge, Review, parse},
     allowed::Allowed,
 };
-use mimalloc::MiMalloc;
 use std::{hint::black_box, process::Command, time::Duration};
-
-/// The operator's.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Each sample is the mean over so long; the clock moves on every few milliseconds.
 const SAMPLE: Duration = Duration::from_millis(200);

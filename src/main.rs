@@ -2,12 +2,7 @@
 
 use clap::Parser;
 use ksm_scale_operator::cli::Cli;
-use mimalloc::MiMalloc;
 use std::process::ExitCode;
-
-/// A third of what it takes to decide a review is to allocate and to free.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     // Only one provider is compiled in, but rustls asks for a choice; it can be made only once.

@@ -22,17 +22,12 @@ use anyhow::{Context as _, Result};
 use bodies::{Case, Cases};
 use clap::{Parser, Subcommand};
 use machine::Machine;
-use mimalloc::MiMalloc;
 use servers::{Server, Servers, Side};
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
 use table::{Figure, Table};
-
-/// The operator's.
-#[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Debug, Parser)]
 struct Args {

@@ -21,8 +21,6 @@ pub(super) struct Scan<'a> {
 
 /// From so many bytes on it is remembered what was skipped.
 const LONG: usize = 128;
-/// A text of so many bytes is short.
-const SHORT: usize = 32;
 /// So much is remembered. Each of it is compared with all that is skipped later.
 const MEMORY: usize = 16;
 
@@ -223,24 +221,9 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// How many bytes there are before the first that a text cannot just hold. Nearly all bytes of a review
-/// are in texts: eight at a time, and in a long one 32.
+/// How many bytes there are before the first that a text cannot just hold. Eight at a time: nearly
+/// all bytes of a review are in texts.
 fn plain(bytes: &[u8]) -> usize {
-    let (short, long) = bytes.split_at(bytes.len().min(SHORT));
-    let count = plain_by_words(short);
-    if count < SHORT {
-        return count;
-    }
-    // Compiled to a few vector instructions.
-    let is_special =
-        |byte: &u8| u8::from(*byte < b' ') | u8::from(*byte == b'"') | u8::from(*byte == b'\\');
-    let (blocks, _) = long.as_chunks::<32>();
-    let whole = |block: &&[u8; 32]| block.iter().fold(0, |any, byte| any | is_special(byte)) == 0;
-    let count = SHORT + 32 * blocks.iter().take_while(whole).count();
-    count + plain_by_words(&bytes[count..])
-}
-
-fn plain_by_words(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGHEST_BITS: u64 = ONES << 7;
     let (words, rest) = bytes.as_chunks();
