@@ -15,7 +15,7 @@ say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus helm image-root licenses bench fuzz publish-check versions deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus image-root licenses bench fuzz publish-check versions deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,14 +51,14 @@ cluster-test: tools ## Tests on a real control plane
 	cargo test --locked $(CLUSTER)
 	cargo test --locked -p lease-sharding --test apiserver -- --test-threads=2
 	cargo test --locked -p devcluster --tests
-	cargo test --locked --test prometheus -- --ignored
+	cargo test --locked --test prometheus --test chart -- --ignored
 
 soak: tools ## The long runs: 50,000 calls in rollouts and rotations, all 90 changes, an hour of churn (about four hours)
 	$(call say,soak: rollouts and rotations under load; random changes)
 	cargo test --locked --test apiserver -- --ignored --nocapture --test-threads=1 soak_
 
-tools: ## Build the control plane's programs, once (about 12 minutes; needs Go)
-	$(call say,control plane: its programs are built the first time (about 12 minutes))
+tools: ## Build the control plane's programs, once (about 13 minutes; needs Go)
+	$(call say,control plane: its programs are built the first time (about 13 minutes))
 	cargo run --quiet --locked -p devcluster -- build
 
 update: tools ## Write the generated files anew: crds/, deploy/, tests/golden/ and others
@@ -76,10 +76,6 @@ pictures: ## Draw docs/pictures anew, from the data there
 
 prometheus: ## Prometheus's own check and tests of rules and alerts
 	cargo test --locked --test prometheus -- --include-ignored
-
-# Once: go install helm.sh/helm/v3/cmd/helm@v3.22.0
-helm: ## The chart renders what kustomize does (needs helm and kubectl)
-	cargo test --locked --test chart -- --include-ignored
 
 # Once: rustup target add x86_64-unknown-linux-musl; Debian: apt-get install musl-tools
 image-root: ## Run the static binary as the image has it: alone in an empty root (needs root)
