@@ -15,7 +15,7 @@ say      = @echo; echo "==> $(1)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus image-root licenses bench fuzz publish-check versions deny clean
+.PHONY: help demo test lint unit doctest cluster-test soak tools update exposure pictures prometheus image-root licenses sbom bench fuzz publish-check versions deny clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,15 +86,32 @@ image-root: ## Run the static binary as the image has it: alone in an empty root
 	chroot --userspec=65532:65532 target/image-root /ksm-scale-operator crd | cmp - crds/ksmscales.monitor.example.com.yaml
 	chroot --userspec=65532:65532 target/image-root /ksm-scale-operator validate -f - < deploy/samples/production.yaml
 
+# Many crates leave out the text of Apache-2.0, which the image has anyway; no other text may be missing.
 licenses: ## The crates in the binary, their licences and the texts of these, in target/licenses.txt
 	mkdir -p target
 	cargo tree --locked --package ksm-scale-operator --edges normal --prefix none --format '{p} | {l}' \
 	    | sed 's/ (proc-macro)//; s/ (\*)//; s/ (\/[^)]*)//' | sort -u > target/crates.txt
-	while read -r name version _ license; do \
+	missing=0; while read -r name version _ license; do \
 	    printf '%s %s: %s\n\n' "$$name" "$$version" "$$license"; \
-	    cat $(CRATES)/*/"$$name-$${version#v}"/LICEN[CS]E* $(CRATES)/*/"$$name-$${version#v}"/NOTICE* 2>/dev/null; \
+	    texts=$$(find $(CRATES)/*/"$$name-$${version#v}" -maxdepth 1 -type f 2>/dev/null \
+	        | grep -iE '/[^/]*(licen[cs]e|copying|copyright|notice)[^/]*$$' | sort); \
+	    [ "$$texts" ] || echo "no text of a licence in $$name $$version ($$license)" >&2; \
+	    case "$$texts:$$license" in \
+	        ?*:*) cat $$texts;; \
+	        *AND*) missing=1;; \
+	        *Apache-2.0*) echo "The crate holds no text. That of Apache-2.0 is the file LICENSE of ksm-scale-operator.";; \
+	        *) missing=1;; \
+	    esac; \
 	    printf '\n'; \
-	done < target/crates.txt > target/licenses.txt
+	done < target/crates.txt > target/licenses.txt; \
+	[ $$missing = 0 ] || { echo "of these, one without Apache-2.0: its text has to come from elsewhere" >&2; exit 1; }
+
+# Once: cargo install --locked cargo-cyclonedx. It writes a file beside each Cargo.toml of the workspace.
+sbom: ## What the binary is made of, as CycloneDX, in target/sbom.cdx.json (needs cargo-cyclonedx)
+	mkdir -p target
+	SOURCE_DATE_EPOCH=0 cargo cyclonedx --format json --spec-version 1.5 --no-build-deps --override-filename sbom.cdx
+	mv sbom.cdx.json target/
+	rm -f devcluster/sbom.cdx.json lease-sharding/sbom.cdx.json
 
 bench: tools ## Measure speed and size (about 20 minutes; see docs/benchmarks.md)
 	cargo bench --locked --bench plan
