@@ -3,6 +3,7 @@
 
 #![allow(clippy::panic, reason = "a helper of tests reports as a test does")]
 
+use devcluster::tools::{self, Tool};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -175,9 +176,10 @@ fn o3_the_chart_has_the_version_of_the_operator_and_values_that_its_schema_knows
     assert_eq!(container["image"], format!("{image}:{}", env!("CARGO_PKG_VERSION")));
 }
 
-fn stdout(program: &str, args: &[&str]) -> Result<String, String> {
+fn stdout(tool: Tool, args: &[&str]) -> Result<String, String> {
+    let program = tools::path(tool).expect("a program");
     let output = Command::new(program).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let output = output.unwrap_or_else(|error| panic!("{tool:?}: {error}"));
     let text = |bytes| String::from_utf8(bytes).expect("text");
     if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
 }
@@ -186,7 +188,7 @@ fn helm(namespace: &str, sets: &[&str]) -> Result<String, String> {
     let mut args = vec!["template", "ksm-scale-operator", CHART, "--namespace", namespace];
     args.extend(["--include-crds", "--kube-version", "1.36.0"]);
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
-    stdout("helm", &args)
+    stdout(Tool::Helm, &args)
 }
 
 /// 9 where 9.0 is written.
@@ -230,10 +232,11 @@ fn objects(text: &str) -> BTreeMap<String, Value> {
 }
 
 #[test]
-#[ignore = "needs helm and kubectl: make helm"]
+#[ignore = "needs helm and kubectl, which make tools builds: make cluster-test"]
 fn o3_helm_renders_the_same_objects_as_kustomize() {
     let same = |overlay: &str, sets: &[&str]| {
-        let kustomize = stdout("kubectl", &["kustomize", &format!("deploy/overlays/{overlay}")]);
+        let folder = format!("deploy/overlays/{overlay}");
+        let kustomize = stdout(Tool::Kubectl, &["kustomize", &folder]);
         let mut expected = objects(&kustomize.expect("kustomize builds"));
         expected.retain(|name, _| !name.starts_with("\"Namespace\""));
         let rendered = objects(&helm("monitoring", sets).expect("helm renders"));
@@ -254,7 +257,7 @@ fn o3_helm_renders_the_same_objects_as_kustomize() {
 }
 
 #[test]
-#[ignore = "needs helm and kubectl: make helm"]
+#[ignore = "needs helm and kubectl, which make tools builds: make cluster-test"]
 fn o3_helm_takes_values_and_refuses_wrong_ones() {
     let sets = ["args[0]=--log-format=json", "image.tag=v9", "replicas=3", "nodeSelector.disk=ssd"];
     let rendered = objects(&helm("monitoring", &sets).expect("helm renders"));

@@ -5,19 +5,18 @@
 
 #[path = "prometheus/exported.rs"]
 mod exported;
+#[path = "prometheus/shipped.rs"]
+mod shipped;
 
 use exported::exported;
 use ksm_scale_operator::names::{LABEL_SCALE, LABEL_SHARD_ID};
 use regex::Regex;
 use serde_json::Value;
-use std::{
-    collections::BTreeSet,
-    fmt::Write,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::LazyLock,
+use shipped::{
+    ALERTS, DASHBOARD, DEDUPLICATION, expressions, families, file, monitors, read, rules,
+    selectors, write_rules,
 };
+use std::{collections::BTreeSet, fmt::Write, fs, path::Path, process::Command, sync::LazyLock};
 
 /// What others export and we ask for.
 const FOREIGN: [&str; 5] = [
@@ -30,24 +29,6 @@ const FOREIGN: [&str; 5] = [
 
 /// Labels that the monitors give to what is scraped.
 const OF_THE_SCRAPE: [&str; 4] = ["job", "instance", "ksmscale", "shard"];
-
-const ALERTS: &str = "deploy/prometheus/alerts.yaml";
-const DEDUPLICATION: &str = "deploy/prometheus/deduplication.yaml";
-const DASHBOARD: &str = "deploy/grafana/ksm-scale-operator.json";
-
-fn file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(file(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// The families of kube-state-metrics.
-fn families() -> Vec<String> {
-    let lines = read("deploy/prometheus/families.txt");
-    lines.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
-}
 
 /// A series for every object, whichever pods expose it. What is taken away is what the monitor
 /// adds; what remains are the labels of kube-state-metrics.
@@ -96,10 +77,7 @@ fn o6_every_family_is_deduplicated_by_a_rule_as_generated() {
 
 #[test]
 fn o6_the_monitors_name_labels_and_ports_that_are_there() {
-    let text = read("deploy/prometheus/monitors.yaml");
-    let objects = text.split("---\n").map(serde_saphyr::from_str::<Value>);
-    let objects = objects.collect::<Result<Vec<_>, _>>().expect("YAML");
-    let [service, operator, pods] = &objects[..] else { panic!("{} objects", objects.len()) };
+    let [service, operator, pods] = monitors();
     let deployment: Value =
         serde_saphyr::from_str(&read("deploy/base/deployment.yaml")).expect("YAML");
     let pod = &deployment["spec"]["template"];
@@ -123,52 +101,6 @@ fn o6_the_monitors_name_labels_and_ports_that_are_there() {
             assert!(relabelings.iter().any(wanted), "{port}: no {target} from {source}");
         }
     }
-}
-
-/// The spec of a PrometheusRule, which is what Prometheus itself reads.
-fn groups(path: &str) -> Value {
-    let rule: Value = serde_saphyr::from_str(&read(path)).expect("YAML");
-    rule["spec"].clone()
-}
-
-fn rules(path: &str) -> Vec<Value> {
-    let groups = groups(path)["groups"].as_array().expect("groups").clone();
-    groups.iter().flat_map(|group| group["rules"].as_array().expect("rules").clone()).collect()
-}
-
-/// Every text under a key, at any depth.
-fn texts_under<'v>(key: &str, value: &'v Value, found: &mut Vec<&'v str>) {
-    match value {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                match value {
-                    Value::String(text) if name == key => found.push(text),
-                    other => texts_under(key, other, found),
-                }
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|item| texts_under(key, item, found)),
-        _ => {}
-    }
-}
-
-/// The metrics that an expression asks for, with their label matchers.
-fn selectors(expr: &str) -> Vec<(String, String)> {
-    const KEYWORDS: [&str; 5] = ["and", "or", "unless", "bool", "offset"];
-    static RANGE_OR_GROUPING: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"\[[^\]]*\]|\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
-            .expect("a regex")
-    });
-    static NAME: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r#""[^"]*"|([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(\{[^}]*\}|\()?"#).expect("a regex")
-    });
-    let expr = RANGE_OR_GROUPING.replace_all(expr, "");
-    let names = NAME.captures_iter(&expr).filter_map(|found| {
-        let name = found.get(1)?.as_str();
-        let after = found.get(2).map_or("", |after| after.as_str());
-        (after != "(" && !KEYWORDS.contains(&name)).then(|| (name.into(), after.into()))
-    });
-    names.collect()
 }
 
 /// The samples of `/metrics`: names, and labels as they stand there.
@@ -206,12 +138,8 @@ fn o6_o7_rules_alerts_and_dashboard_ask_only_for_what_is_exported() {
     let recorded: BTreeSet<String> =
         rules(DEDUPLICATION).iter().filter_map(|r| Some(r["record"].as_str()?.into())).collect();
     for path in [ALERTS, DEDUPLICATION, DASHBOARD] {
-        let value: Value = serde_saphyr::from_str(&read(path)).expect("YAML or JSON");
-        let mut found = Vec::new();
-        texts_under("expr", &value, &mut found);
-        assert!(found.len() > 10, "{path} has {} expressions", found.len());
-        for expr in found {
-            let selectors = selectors(expr);
+        for expr in expressions(path) {
+            let selectors = selectors(&expr);
             assert!(!selectors.is_empty(), "{path}: {expr}");
             for (name, matchers) in selectors {
                 assert!(
@@ -261,10 +189,9 @@ fn o6_every_alert_has_a_runbook_page_and_unit_tests_that_let_it_fire_and_be_sile
 /// Runs promtool on the rules in the form that Prometheus reads.
 fn promtool(args: &[&str]) {
     let folder = tempfile::tempdir().expect("a folder");
+    write_rules(folder.path());
     for path in [ALERTS, DEDUPLICATION] {
-        let name = Path::new(path).file_name().expect("a name").to_str().expect("text");
-        let rules = serde_json::to_string(&groups(path)).expect("JSON");
-        fs::write(folder.path().join(format!("rules-{name}")), rules).expect("written");
+        let name = Path::new(path).file_name().expect("a name");
         fs::copy(file("tests/prometheus").join(name), folder.path().join(name)).expect("copied");
     }
     let programs = devcluster::tools::prometheus().expect("Prometheus");

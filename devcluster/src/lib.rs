@@ -13,7 +13,7 @@
 //! - [`Process`]: a child process that cannot outlive its parent.
 //! - [`eventually`]: waiting for a condition with a deadline.
 //! - [`probe`]: asking a process how it is.
-//! - [`tools`]: the seven binaries, built once from pinned Go modules.
+//! - [`tools`]: the eight binaries, built once from pinned Go modules.
 //!
 //! The crate works from a checkout only: it builds the modules in its own `go` folder.
 

@@ -11,7 +11,7 @@ use devcluster::tools::{self, Tool};
 /// A real Kubernetes control plane on this machine: etcd, kube-apiserver, kube-controller-manager,
 /// kube-scheduler, and nodes simulated by kwok.
 ///
-/// Its programs are built from Go modules, once (12 minutes on two cores; needs Go), into
+/// Its programs are built from Go modules, once (13 minutes on two cores; needs Go), into
 /// ~/.cache/ksm-scale-operator. Set DEVCLUSTER_BIN_DIR to a folder of ready binaries to use those
 /// instead.
 #[derive(Parser)]

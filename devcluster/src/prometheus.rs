@@ -45,6 +45,15 @@ impl Prometheus {
     /// Starts one and returns when it answers. It is looked for, or unpacked, as
     /// [`tools::prometheus`] says.
     pub async fn start(plane: &ControlPlane) -> Result<Self> {
+        Self::with(plane, configuration).await
+    }
+
+    /// Starts one with another configuration, which is told the file with the pods of the control
+    /// plane: all ports of all, with the labels of `role: pod`, for `file_sd_configs`.
+    pub async fn with(
+        plane: &ControlPlane,
+        configuration: impl FnOnce(&Path) -> Value,
+    ) -> Result<Self> {
         let programs = tokio::task::spawn_blocking(tools::prometheus).await??;
         let address = free_address().await?;
         let name = format!("prometheus-{}", address.replace(':', "-"));
@@ -92,15 +101,21 @@ impl Prometheus {
         self.ask(&path).await
     }
 
-    async fn ask(&self, path: &str) -> Result<Vec<Series>> {
+    /// The data that its API has at a path, such as `/api/v1/rules`.
+    pub async fn data(&self, path: &str) -> Result<Value> {
         let (code, body) = http_get(&self.address, path).await?;
-        let answer: Value = serde_json::from_str(&body)
+        let mut answer: Value = serde_json::from_str(&body)
             .with_context(|| format!("Prometheus answered {code}: {body}"))?;
         if answer["status"] != "success" {
             bail!("Prometheus answered {code}: {}", answer["error"].as_str().unwrap_or(&body));
         }
-        let result = &answer["data"]["result"];
-        if answer["data"]["resultType"] == "scalar" {
+        Ok(answer["data"].take())
+    }
+
+    async fn ask(&self, path: &str) -> Result<Vec<Series>> {
+        let data = self.data(path).await?;
+        let result = &data["result"];
+        if data["resultType"] == "scalar" {
             let values = vec![value(result).context("a scalar")?];
             return Ok(vec![Series { labels: serde_json::Map::new(), values }]);
         }

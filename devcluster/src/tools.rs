@@ -45,6 +45,8 @@ pub enum Tool {
     /// cert-manager's controllers and its cainjector in one process, with the issuers SelfSigned
     /// and CA.
     CertManager,
+    /// Renders charts.
+    Helm,
 }
 
 impl Tool {
@@ -58,6 +60,7 @@ impl Tool {
             Self::Kubectl => "kubectl",
             Self::Kwok => "kwok",
             Self::CertManager => "cert-manager",
+            Self::Helm => "helm",
         }
     }
 
@@ -66,6 +69,7 @@ impl Tool {
             Self::Etcd => Module::Etcd,
             Self::Kwok => Module::Kwok,
             Self::CertManager => Module::CertManager,
+            Self::Helm => Module::Helm,
             Self::KubeApiserver
             | Self::KubeControllerManager
             | Self::KubeScheduler
@@ -81,12 +85,14 @@ enum Module {
     Kubernetes,
     Kwok,
     CertManager,
+    Helm,
 }
 
 impl Module {
     /// cert-manager comes after kubernetes: with the packages that they share it takes a quarter of
     /// the time.
-    const ALL: [Self; 4] = [Self::Etcd, Self::Kubernetes, Self::Kwok, Self::CertManager];
+    const ALL: [Self; 5] =
+        [Self::Etcd, Self::Kubernetes, Self::Kwok, Self::CertManager, Self::Helm];
 
     fn name(self) -> &'static str {
         match self {
@@ -94,6 +100,7 @@ impl Module {
             Self::Kubernetes => "kubernetes",
             Self::Kwok => "kwok",
             Self::CertManager => "cert-manager",
+            Self::Helm => "helm",
         }
     }
 
@@ -104,6 +111,7 @@ impl Module {
             Self::Kubernetes => "6 to 8 minutes",
             Self::Kwok => "1 to 3 minutes",
             Self::CertManager => "2 minutes",
+            Self::Helm => "1 to 2 minutes",
         }
     }
 
@@ -118,6 +126,7 @@ impl Module {
             ],
             Self::Kwok => &[Tool::Kwok],
             Self::CertManager => &[Tool::CertManager],
+            Self::Helm => &[Tool::Helm],
         }
     }
 

@@ -43,11 +43,11 @@ const VERIFY: &[&str] = &["--verify-coverage", "true", "--settle-time", "1s"];
 const RESOURCES: [&str; 5] = ["configmaps", "namespaces", "nodes", "pods", "secrets"];
 
 /// A cluster whose pods of kube-state-metrics are processes, with the KSMScale `x`.
-struct Site {
+pub struct Site {
     // Dropped before the API server they talk to.
-    operators: Vec<Operator>,
+    pub operators: Vec<Operator>,
     machines: Machines,
-    cluster: Cluster,
+    pub cluster: Cluster,
 }
 
 impl Site {
@@ -63,7 +63,7 @@ impl Site {
         site
     }
 
-    async fn without_operator(faults: impl Fn(&str) -> Faults + Send + Sync + 'static) -> Self {
+    pub async fn without_operator(faults: impl Fn(&str) -> Faults + Send + Sync + 'static) -> Self {
         // Building the stand-in may take longer than anything that is waited for.
         let built = tokio::task::spawn_blocking(|| kube_state_metrics::program(None));
         built.await.expect("no panic").expect("a program");
@@ -112,13 +112,13 @@ impl Site {
     }
 
     /// Changes `x` and waits until it is so.
-    async fn change(&self, spec: Value) {
+    pub async fn change(&self, spec: Value) {
         self.cluster.apply("x", spec).await;
         self.until_settled().await;
     }
 
     /// Waits until `x` is at rest, and pods that were deleted are gone.
-    async fn until_settled(&self) -> KSMScaleStatus {
+    pub async fn until_settled(&self) -> KSMScaleStatus {
         let settled = eventually("x settles", LONG, || async {
             let scale = self.cluster.scales().get("x").await.ok()?;
             let status = scale.status?;
@@ -195,7 +195,7 @@ fn stand_in_only() {
 }
 
 /// Nothing is wrong with any pod.
-fn sound(_: &str) -> Faults {
+pub fn sound(_: &str) -> Faults {
     Faults::default()
 }
 

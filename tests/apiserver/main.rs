@@ -19,6 +19,7 @@ mod kubectl;
 mod obstacles;
 mod overlays;
 mod policies;
+mod queries;
 mod replayed;
 mod rollouts;
 mod rotations;
@@ -26,6 +27,8 @@ mod scaling;
 mod self_managed;
 mod served;
 mod sharding;
+#[path = "../prometheus/shipped.rs"]
+mod shipped;
 mod stored;
 mod stuck;
 mod support;

@@ -22,7 +22,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
         &["docker build --tag registry.example.com/ksm-scale-operator:0.1.0 ."],
     ),
     (
-        "no Helm: `make helm` compares the chart with what is installed here",
+        "it is what is installed here: tests/chart.rs compares what it renders",
         &[
             "helm install ksm-scale-operator deploy/helm/ksm-scale-operator --namespace monitoring --create-namespace \\\n  --set image.repository=registry.example.com/ksm-scale-operator",
         ],

@@ -19,6 +19,9 @@ pub(crate) fn exported() -> String {
     for ok in [true, false] {
         metrics.changed("create_pod", ok);
     }
+    metrics.coverage.scraped("whole", 0);
+    metrics.coverage.audited("whole");
+    metrics.coverage.fault("ghost");
     for certificate in ["ca", "leaf"] {
         certificates.not_after(certificate, jiff::Timestamp::UNIX_EPOCH);
     }

@@ -99,7 +99,7 @@ fn build(module: Module, ldflags: &str, cache: &Path, folder: &Path) -> Result<(
             let from = "github.com/cert-manager/cert-manager";
             copy(module, from, CRD_FILES, &partial.0.join(CRDS))?;
         }
-        Module::Etcd | Module::Kubernetes => {}
+        Module::Etcd | Module::Kubernetes | Module::Helm => {}
     }
     fs::rename(&partial.0, folder)
         .with_context(|| format!("cannot move the build to {}", folder.display()))?;

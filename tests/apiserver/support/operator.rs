@@ -106,6 +106,11 @@ impl Operator {
         http_get(address, path).await.ok()
     }
 
+    /// Where `/metrics` is.
+    pub fn metrics_address(&self) -> &str {
+        &self.metrics
+    }
+
     /// The pod's name.
     pub fn name(&self) -> &str {
         &self.name
