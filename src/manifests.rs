@@ -9,7 +9,7 @@ use crate::{
     crd,
     names::{
         CA_SECRET, METRICS_CLUSTER_ROLE, OPERATOR, OPERATOR_NAMESPACE, WEBHOOK_CONFIGURATION,
-        WORKLOAD_CLUSTER_ROLE,
+        WORKLOAD_CLUSTER_ROLE, rbac_group,
     },
 };
 use k8s_openapi::{
@@ -288,7 +288,7 @@ fn rules(rights: &[Rights]) -> Vec<PolicyRule> {
 }
 
 fn role_ref(kind: &str, name: &str) -> RoleRef {
-    RoleRef { api_group: "rbac.authorization.k8s.io".into(), kind: kind.into(), name: name.into() }
+    RoleRef { api_group: rbac_group(), kind: kind.into(), name: name.into() }
 }
 
 fn operator() -> Subject {

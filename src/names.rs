@@ -86,6 +86,11 @@ pub const ANNOTATION_SAFE_TO_EVICT: &str = "cluster-autoscaler.kubernetes.io/saf
 /// Longest name of a KSMScale: it becomes a label value (R12, RFC 1123 label length).
 pub const MAX_NAME_LENGTH: usize = 63;
 
+/// The API group of roles, as a `RoleRef` wants it: newer versions of Kubernetes have it optional.
+pub fn rbac_group<T: From<String>>() -> T {
+    "rbac.authorization.k8s.io".to_owned().into()
+}
+
 /// The name that the API server verifies the webhook's certificate for.
 #[must_use]
 pub fn webhook_server_name() -> String {

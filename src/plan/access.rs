@@ -7,6 +7,7 @@
 use crate::{
     names::{
         self, KUBE_STATE_METRICS, LABEL_MANAGED_BY, LABEL_NAME, METRICS_CLUSTER_ROLE, OPERATOR,
+        rbac_group,
     },
     observed::{NamespaceState, Observed, is_managed, is_owned_by},
     plan::{Change, pods::owner_reference},
@@ -141,7 +142,7 @@ fn render_binding(metadata: ObjectMeta, namespace: &str) -> ClusterRoleBinding {
     ClusterRoleBinding {
         metadata,
         role_ref: RoleRef {
-            api_group: "rbac.authorization.k8s.io".to_owned(),
+            api_group: rbac_group(),
             kind: "ClusterRole".to_owned(),
             name: METRICS_CLUSTER_ROLE.to_owned(),
         },
