@@ -77,7 +77,8 @@ impl Scene {
         let pods = eventually("nothing is being deleted", SOON, || async {
             let pods = self.cluster.pods("monitoring").list(&ListParams::default()).await.ok()?;
             let is_going = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
-            (!pods.iter().any(is_going)).then_some(pods)
+            let all_stay = !pods.iter().any(is_going);
+            all_stay.then_some(pods)
         });
         let pods = pods.await.expect("pods");
         let mut pods: Vec<_> = pods
