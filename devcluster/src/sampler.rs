@@ -12,11 +12,11 @@ use futures::{StreamExt as _, future, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::discovery::ApiResource;
+use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
-use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, sleep};
 
 use crate::probe::http_get;
 use crate::wait::eventually;
@@ -31,6 +31,9 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const AT_A_TIME: usize = 20;
 const PORT: u16 = 8080;
 const DEADLINE: Duration = Duration::from_mins(1);
+/// After an error of a watch. Who changes pods again sooner after an outage than the sampler hears of them
+/// seems to lose what they serve.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Scrapes all pods of kube-state-metrics twenty times a second, and counts for each object of the
 /// cluster how many of them expose it, for as long as this value lives.
@@ -213,20 +216,24 @@ async fn follow_objects(shared: Arc<Shared>, client: Client, kind: Kind) {
     type Meta = PartialObjectMeta<DynamicObject>;
     let resource = ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("", "v1", kind.name()));
     let api: Api<Meta> = Api::all_with(client, &resource);
-    let events = watcher(api, watcher::Config::default()).default_backoff();
+    let events = watcher(api, watcher::Config::default());
     pin_mut!(events);
     let mut listed = Vec::new();
     while let Some(event) = events.next().await {
+        let Ok(event) = event else {
+            sleep(RETRY).await;
+            continue;
+        };
         let now = Instant::now();
         let mut state = shared.lock();
         match event {
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(object)) => {
+            Event::Init => listed.clear(),
+            Event::InitApply(object) => {
                 let key = Key::of(kind, &object.metadata);
                 listed.push(key.clone());
                 state.seen(key, now);
             }
-            Ok(Event::InitDone) => {
+            Event::InitDone => {
                 let known = std::mem::take(&mut listed);
                 let known: HashSet<Key> = known.into_iter().collect();
                 let objects = state.objects.iter_mut();
@@ -237,41 +244,41 @@ async fn follow_objects(shared: Arc<Shared>, client: Client, kind: Kind) {
                 }
                 state.synced += 1;
             }
-            Ok(Event::Apply(object)) => state.seen(Key::of(kind, &object.metadata), now),
-            Ok(Event::Delete(object)) => {
+            Event::Apply(object) => state.seen(Key::of(kind, &object.metadata), now),
+            Event::Delete(object) => {
                 let key = Key::of(kind, &object.metadata);
                 if let Some(life) = state.objects.get_mut(&key) {
                     life.gone = Some(now);
                 }
             }
-            // Errors are retried by the stream itself.
-            Err(_) => {}
         }
     }
 }
 
 async fn follow_pods(shared: Arc<Shared>, client: Client, selector: String) {
     let config = watcher::Config::default().labels(&selector);
-    let events = watcher(Api::<Pod>::all(client), config).default_backoff();
+    let events = watcher(Api::<Pod>::all(client), config);
     pin_mut!(events);
     let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
+        let Ok(event) = event else {
+            sleep(RETRY).await;
+            continue;
+        };
         let mut state = shared.lock();
         match event {
             // Until the list is there, pods are where they were.
-            Ok(Event::Init) => listed.clear(),
-            Ok(Event::InitApply(pod)) => {
+            Event::Init => listed.clear(),
+            Event::InitApply(pod) => {
                 listed.extend(pod.uid());
                 state.seen_pod(&pod);
             }
-            Ok(Event::InitDone) => {
+            Event::InitDone => {
                 state.pods.retain(|uid, _| listed.contains(uid));
                 state.synced += 1;
             }
-            Ok(Event::Apply(pod)) => state.seen_pod(&pod),
-            Ok(Event::Delete(pod)) => drop(state.pods.remove(&pod.uid().unwrap_or_default())),
-            // Errors are retried by the stream itself.
-            Err(_) => {}
+            Event::Apply(pod) => state.seen_pod(&pod),
+            Event::Delete(pod) => drop(state.pods.remove(&pod.uid().unwrap_or_default())),
         }
     }
 }
