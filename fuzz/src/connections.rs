@@ -28,6 +28,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     runtime::Runtime,
+    signal::unix::{SignalKind, signal},
     sync::Mutex,
     time::timeout,
 };
@@ -67,6 +68,9 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         .enable_all()
         .build()
         .expect("a runtime");
+    // A fuzzer's `main` is not Rust's, which sees to it that a write to who has hung up is only an error.
+    let broken_pipe = async { signal(SignalKind::pipe()).map(drop) };
+    runtime.block_on(broken_pipe).expect("a signal handler");
     let (address, tls) = runtime.block_on(start());
     let other = runtime.block_on(connect(&tls, address));
     World { runtime, address, tls, other: Mutex::new(other) }
