@@ -17,6 +17,7 @@ mod memory;
 #[allow(dead_code, reason = "a module of another bench, too")]
 mod operator;
 mod pods;
+mod rest;
 mod serve;
 
 use anyhow::{Context as _, Result};
@@ -36,6 +37,7 @@ use kube::{
 };
 use operator::Operator;
 use pods::Pods;
+use rest::until_at_rest;
 use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
@@ -136,6 +138,19 @@ impl Bench<'_> {
         self.rows.push(Row { figure, goal, measured, method: method.to_owned() });
     }
 
+    /// What one of so many cost.
+    fn cost(
+        &mut self,
+        [bytes, cpu]: [&'static str; 2],
+        [before, after]: [&Used; 2],
+        times: f64,
+        method: &str,
+    ) {
+        self.row(bytes, "–", megabytes((after.bytes - before.bytes) / times), method);
+        let used = after.cpu.saturating_sub(before.cpu).as_secs_f64() / times;
+        self.row(cpu, "–", format!("{:.0} ms", used * 1e3), method);
+    }
+
     async fn start(&self, audit_interval: &str) -> Result<Operator> {
         let args = ["--audit-interval", audit_interval];
         Operator::start_binary(self.operator, self.plane, None, &args).await
@@ -155,14 +170,8 @@ impl Bench<'_> {
         let method = format!(
             "another image for 10 shards: {deletes} deletes; all that the operator read and used in that time, divided by them"
         );
-        self.row(
-            "guarded delete: bytes read",
-            "–",
-            megabytes((after.bytes - before.bytes) / deletes),
-            &method,
-        );
-        let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64() / deletes;
-        self.row("guarded delete: CPU", "–", format!("{:.0} ms", cpu * 1e3), &method);
+        let figures = ["guarded delete: bytes read", "guarded delete: CPU"];
+        self.cost(figures, [&before, &after], deletes, &method);
         self.row(
             "pods beside the 10",
             "as planned",
@@ -223,14 +232,7 @@ impl Bench<'_> {
         let method = format!(
             "{audits} audits in a row, 10 s apart, and whatever else the operator did meanwhile, divided by them"
         );
-        self.row(
-            "audit: bytes read",
-            "–",
-            megabytes((after.bytes - before.bytes) / audits),
-            &method,
-        );
-        let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64() / audits;
-        self.row("audit: CPU", "–", format!("{:.0} ms", cpu * 1e3), &method);
+        self.cost(["audit: bytes read", "audit: CPU"], [&before, &after], audits, &method);
         let memory = operator.memory_at_rest().await?;
         let method = "VmHWM of a fresh operator that went from 5 to 10 shards and audited";
         self.row("peak memory, audits", "≤ 64 MiB", mib(memory.peak), method);
@@ -248,19 +250,7 @@ impl Bench<'_> {
         });
         let params = PatchParams::apply("bench").force();
         scales.patch(NAME, &params, &Patch::Apply(scale)).await?;
-        let settled = eventually("the KSMScale is at rest", DEADLINE, async || {
-            let scale = scales.get(NAME).await.ok()?;
-            let (generation, status) = (scale.metadata.generation, scale.status?);
-            let is = |type_: &str, wanted: &str| {
-                status.conditions.iter().any(|c| c.type_ == type_ && c.status == wanted)
-            };
-            let current = status.current_replicas.and_then(|count| u32::try_from(count).ok());
-            (status.observed_generation == generation
-                && is("Progressing", "False")
-                && is("Available", "True")
-                && current == Some(shards))
-            .then_some(())
-        });
+        let settled = until_at_rest(&scales, NAME, shards, DEADLINE);
         settled.await.with_context(|| format!("{shards} shards of {image}"))
     }
 

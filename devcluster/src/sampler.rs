@@ -4,17 +4,19 @@ mod exposed;
 mod history;
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use futures::{StreamExt as _, future, pin_mut};
+use futures::{Stream, StreamExt as _, future, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::discovery::ApiResource;
 use kube::runtime::watcher;
 use kube::runtime::watcher::Event;
-use kube::{Api, Client, ResourceExt as _};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, sleep};
 
@@ -212,18 +214,27 @@ async fn sample_for_ever(shared: Arc<Shared>) {
     }
 }
 
+/// What a watch shows. It is restored after every error.
+fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    watcher(api, config).filter_map(|event| async {
+        if event.is_err() {
+            sleep(RETRY).await;
+        }
+        event.ok()
+    })
+}
+
 async fn follow_objects(shared: Arc<Shared>, client: Client, kind: Kind) {
     type Meta = PartialObjectMeta<DynamicObject>;
     let resource = ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("", "v1", kind.name()));
     let api: Api<Meta> = Api::all_with(client, &resource);
-    let events = watcher(api, watcher::Config::default());
+    let events = events(api, watcher::Config::default());
     pin_mut!(events);
     let mut listed = Vec::new();
     while let Some(event) = events.next().await {
-        let Ok(event) = event else {
-            sleep(RETRY).await;
-            continue;
-        };
         let now = Instant::now();
         let mut state = shared.lock();
         match event {
@@ -257,14 +268,10 @@ async fn follow_objects(shared: Arc<Shared>, client: Client, kind: Kind) {
 
 async fn follow_pods(shared: Arc<Shared>, client: Client, selector: String) {
     let config = watcher::Config::default().labels(&selector);
-    let events = watcher(Api::<Pod>::all(client), config);
+    let events = events(Api::<Pod>::all(client), config);
     pin_mut!(events);
     let mut listed = HashSet::new();
     while let Some(event) = events.next().await {
-        let Ok(event) = event else {
-            sleep(RETRY).await;
-            continue;
-        };
         let mut state = shared.lock();
         match event {
             // Until the list is there, pods are where they were.

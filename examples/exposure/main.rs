@@ -9,6 +9,8 @@
 mod autosharding;
 mod operator;
 mod record;
+#[path = "../../benches/coverage/rest.rs"]
+mod rest;
 mod rolling;
 mod site;
 mod takeover;

@@ -1,6 +1,9 @@
 //! This operator, with its default of proving deletes.
 
-use crate::site::{DEADLINE, NAMESPACE, Site, operator_image};
+use crate::{
+    rest::until_at_rest,
+    site::{DEADLINE, NAMESPACE, Site, operator_image},
+};
 use anyhow::{Result, ensure};
 use devcluster::{
     Process, eventually,
@@ -62,19 +65,7 @@ pub async fn set(site: &Site, shards: u32) -> Result<()> {
     });
     let params = PatchParams::apply("exposure").force();
     scales.patch(NAME, &params, &Patch::Apply(scale)).await?;
-    let settled = eventually("the KSMScale is at rest", DEADLINE, async || {
-        let scale = scales.get(NAME).await.ok()?;
-        let (generation, status) = (scale.metadata.generation, scale.status?);
-        let is = |type_: &str, wanted: &str| {
-            status.conditions.iter().any(|c| c.type_ == type_ && c.status == wanted)
-        };
-        let settled = status.observed_generation == generation
-            && is("Progressing", "False")
-            && is("Available", "True");
-        let count = status.current_replicas.and_then(|count| u32::try_from(count).ok());
-        (settled && count == Some(shards)).then_some(())
-    });
-    settled.await
+    until_at_rest(&scales, NAME, shards, DEADLINE).await
 }
 
 fn scales(site: &Site) -> Api<KSMScale> {
