@@ -281,6 +281,11 @@ async fn reconcile(
         ctx.audits.forget(&name);
         return Ok(Action::await_change());
     };
+    // Without nodes nothing can be planned, and their first list wakes everyone.
+    if *ctx.nodes.borrow() == Count::Awaited {
+        tracing::debug!(ksmscale = name, "the first list of nodes is awaited");
+        return Ok(Action::await_change());
+    }
     let id = ctx.reconciles.fetch_add(1, Ordering::Relaxed);
     // At the highest level, so that no filter takes the id from a line that it lets through.
     let span = tracing::error_span!("reconcile", ksmscale = name, reconcile_id = id);

@@ -87,12 +87,16 @@ pub enum Change {
     DeletePod(PodRef, DeleteReason),
     /// Make a pod. Fails if one of that name exists: pods are never adopted.
     CreatePod(Box<Pod>, CreateReason),
-    /// Make the ServiceAccount so.
+    /// Make the ServiceAccount, or merge this into the one with this UID.
     ApplyServiceAccount(Box<ServiceAccount>),
+    /// Take the ownerReference to this UID from this very ServiceAccount, and leave the others.
+    ReleaseServiceAccount(Box<ServiceAccount>, String),
     /// Delete this very ServiceAccount, as observed.
     DeleteServiceAccount(Box<ServiceAccount>),
-    /// Make the binding so.
+    /// Make the binding, or merge this into the one with this UID.
     ApplyBinding(Box<ClusterRoleBinding>),
+    /// Take the ownerReference to this UID from this very binding, and leave the others.
+    ReleaseBinding(Box<ClusterRoleBinding>, String),
     /// Delete this very binding, as observed.
     DeleteBinding(Box<ClusterRoleBinding>),
     /// Make the PodDisruptionBudget so.
@@ -139,10 +143,16 @@ impl fmt::Display for Change {
             Self::ApplyServiceAccount(o) => {
                 write!(f, "apply ServiceAccount {}", object(&o.metadata))
             }
+            Self::ReleaseServiceAccount(o, _) => {
+                write!(f, "release ServiceAccount {}", object(&o.metadata))
+            }
             Self::DeleteServiceAccount(o) => {
                 write!(f, "delete ServiceAccount {}", object(&o.metadata))
             }
             Self::ApplyBinding(o) => write!(f, "apply ClusterRoleBinding {}", object(&o.metadata)),
+            Self::ReleaseBinding(o, _) => {
+                write!(f, "release ClusterRoleBinding {}", object(&o.metadata))
+            }
             Self::DeleteBinding(o) => {
                 write!(f, "delete ClusterRoleBinding {}", object(&o.metadata))
             }

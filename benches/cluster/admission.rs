@@ -37,6 +37,7 @@ pub async fn measure(say: &impl Fn(&str), rows: &mut Vec<Row>) -> Result<()> {
     say(&format!("{SCALES} KSMScales"));
     let operator = Operator::start(&plane, None, &[&flags[..], &NO_REQUEUE].concat()).await?;
     make_scales(&plane).await?;
+    say("until they are at rest");
     operator.until_idle(SCALES).await?;
     let made = operator.reconciles().await?;
     rows.push(Row {

@@ -49,7 +49,8 @@ struct Args {
 }
 
 /// No reconcile comes by itself in the time of a measurement.
-const NO_REQUEUE: [&str; 4] = ["--requeue-interval", "24h", "--requeue-interval-sharded", "24h"];
+const NO_REQUEUE: [&str; 6] =
+    ["--requeue-interval", "24h", "--requeue-interval-sharded", "24h", "--audit-interval", "0s"];
 
 #[tokio::main]
 async fn main() -> Result<()> {

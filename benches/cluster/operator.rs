@@ -6,7 +6,11 @@ use devcluster::{
     ControlPlane, FaultProxy, Process, eventually,
     probe::{free_address, http_get},
 };
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 const DEADLINE: Duration = Duration::from_mins(5);
 
@@ -44,10 +48,12 @@ impl Operator {
         let (namespace, name) = ("monitoring", "ksm-scale-operator");
         let kubeconfig = plane.service_account_kubeconfig_via(&url, namespace, name).await?;
         let (health, metrics) = (free_address().await?, free_address().await?);
-        let mut all = vec!["run", "--settle-time", "0s"];
+        let mut all = vec!["run"];
         all.extend(["--health-probe-bind-address", &health, "--metrics-bind-address", &metrics]);
-        if !args.contains(&"--webhook") {
-            all.extend(["--webhook", "off"]);
+        for [flag, value] in [["--webhook", "off"], ["--settle-time", "0s"]] {
+            if !args.contains(&flag) {
+                all.extend([flag, value]);
+            }
         }
         all.extend(args);
         let process = Process::spawn(
@@ -92,8 +98,9 @@ impl Operator {
 
     /// Waits until each of `scales` was reconciled and nothing follows from it any more.
     pub async fn until_idle(&self, scales: u32) -> Result<()> {
-        let mut last = 0;
+        let (mut last, begun) = (0, Instant::now());
         loop {
+            ensure!(begun.elapsed() < DEADLINE, "{last} reconciles, and there is no end to them");
             tokio::time::sleep(QUIET).await;
             let now = self.reconciles().await?;
             if now == last && now >= scales {

@@ -15,6 +15,14 @@ use std::{
 };
 use tokio::task::JoinSet;
 
+/// A pod.
+#[derive(Clone)]
+struct There {
+    terminating: bool,
+    /// Since when, if it is not Ready yet and its start is measured.
+    since: Option<Instant>,
+}
+
 pub struct Pods {
     seen: Arc<Mutex<Seen>>,
     _task: JoinSet<()>,
@@ -23,14 +31,16 @@ pub struct Pods {
 /// Since the watch began.
 #[derive(Clone, Default)]
 pub struct Seen {
-    /// The most pods at a time.
+    /// The most pods at a time that were not being deleted.
     pub most: usize,
+    /// The most pods at a time, with those that were.
+    pub most_with_terminating: usize,
     /// Pods that have gone.
     pub gone: usize,
     /// From creation to Ready, of each pod that was created.
     pub starts: Vec<Duration>,
-    /// By UID; since when, for those that are not Ready yet.
-    there: HashMap<String, Option<Instant>>,
+    /// By UID.
+    there: HashMap<String, There>,
 }
 
 impl Pods {
@@ -49,7 +59,9 @@ impl Pods {
                     match event {
                         watcher::Event::Apply(pod) => seen.take(&ObservedPod::new(&pod)),
                         watcher::Event::InitApply(pod) => {
-                            seen.there.insert(ObservedPod::new(&pod).uid, None);
+                            let pod = ObservedPod::new(&pod);
+                            let there = There { terminating: pod.terminating, since: None };
+                            seen.there.insert(pod.uid, there);
                         }
                         watcher::Event::InitDone => drop(listed.take().map(|l| l.send(()))),
                         watcher::Event::Delete(pod) => {
@@ -58,7 +70,9 @@ impl Pods {
                         }
                         watcher::Event::Init => {}
                     }
-                    seen.most = seen.most.max(seen.there.len());
+                    let staying = seen.there.values().filter(|pod| !pod.terminating).count();
+                    seen.most = seen.most.max(staying);
+                    seen.most_with_terminating = seen.most_with_terminating.max(seen.there.len());
                     std::future::ready(Ok(()))
                 })
                 .await;
@@ -74,9 +88,11 @@ impl Pods {
 
 impl Seen {
     fn take(&mut self, pod: &ObservedPod) {
-        let since = self.there.entry(pod.uid.clone()).or_insert_with(|| Some(Instant::now()));
+        let new = || There { terminating: false, since: Some(Instant::now()) };
+        let there = self.there.entry(pod.uid.clone()).or_insert_with(new);
+        there.terminating = pod.terminating;
         if pod.is_ready()
-            && let Some(since) = since.take()
+            && let Some(since) = there.since.take()
         {
             self.starts.push(since.elapsed());
         }

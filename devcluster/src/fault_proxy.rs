@@ -136,6 +136,12 @@ impl FaultProxy {
         self.shared.watch_cuts.send_modify(|cuts| *cuts += 1);
     }
 
+    /// Closes the connection of every request that hangs by [`Fault::Hang`]. New ones hang as before.
+    pub fn end_hanging(&self) {
+        self.shared.lock().hangs_ended += 1;
+        self.shared.changed();
+    }
+
     /// Lets everything pass again: no cut, no rules. The counts and the log stay. Requests that
     /// hang by [`Fault::Hang`] go on hanging.
     pub fn clear(&self) {

@@ -152,6 +152,15 @@ async fn a_request_can_hang_be_cut_off_or_lose_its_answer() {
     proxy.fail_times(1, |request| request.mutating, Fault::LoseAnswer);
     assert_eq!(code(create(&proxied, "three").await), None);
     assert_eq!(names(&direct).await, ["three"]);
+    proxy.fail_times(1, |request| request.mutating, Fault::Hang);
+    let ended = async {
+        while proxy.unmet() > 0 {
+            tokio::task::yield_now().await;
+        }
+        proxy.end_hanging();
+    };
+    let (answer, ()) = tokio::join!(create(&proxied, "four"), ended);
+    assert_eq!(code(answer), None);
 }
 
 #[tokio::test]

@@ -8,12 +8,16 @@ use crate::{
     status::{Failure, FailureReason, Outcome},
     telemetry::{chain, metrics::Metrics, otlp::TRACES},
 };
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{core::v1::Pod, policy::v1::PodDisruptionBudget},
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 /// Makes the changes in their order. After a failure, the rest of its [`Group`] is left for the
@@ -60,8 +64,10 @@ fn label(change: &Change) -> &'static str {
         Change::DeletePod(..) => "delete_pod",
         Change::CreatePod(..) => "create_pod",
         Change::ApplyServiceAccount(_) => "apply_service_account",
+        Change::ReleaseServiceAccount(..) => "release_service_account",
         Change::DeleteServiceAccount(_) => "delete_service_account",
         Change::ApplyBinding(_) => "apply_cluster_role_binding",
+        Change::ReleaseBinding(..) => "release_cluster_role_binding",
         Change::DeleteBinding(_) => "delete_cluster_role_binding",
         Change::ApplyBudget(_) => "apply_pod_disruption_budget",
         Change::DeleteBudget(_) => "delete_pod_disruption_budget",
@@ -70,19 +76,23 @@ fn label(change: &Change) -> &'static str {
 
 async fn write(client: &Client, change: &Change) -> Result<(), kube::Error> {
     match change {
-        Change::CreatePod(pod, _) => {
-            // Created, not applied: applying would adopt a pod of that name.
-            let params =
-                PostParams { field_manager: Some(OPERATOR.to_owned()), ..Default::default() };
-            in_namespace::<Pod>(client, &pod.metadata).create(&params, pod).await.map(drop)
-        }
+        // Created, not applied: applying would adopt a pod of that name.
+        Change::CreatePod(pod, _) => create(&in_namespace(client, &pod.metadata), &**pod).await,
         Change::DeletePod(pod, _) => {
             let api: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace);
             delete(&api, &pod.name, Some(pod.uid.clone()), None).await
         }
-        Change::ApplyServiceAccount(o) => patch(&in_namespace(client, &o.metadata), &**o).await,
-        Change::ApplyBinding(o) => patch(&Api::all(client.clone()), &**o).await,
-        Change::ApplyBudget(o) => patch(&in_namespace(client, &o.metadata), &**o).await,
+        Change::ApplyServiceAccount(o) => share(&in_namespace(client, &o.metadata), &**o).await,
+        Change::ApplyBinding(o) => share(&Api::all(client.clone()), &**o).await,
+        Change::ReleaseServiceAccount(o, owner) => {
+            release(&in_namespace(client, &o.metadata), &**o, owner).await
+        }
+        Change::ReleaseBinding(o, owner) => release(&Api::all(client.clone()), &**o, owner).await,
+        Change::ApplyBudget(o) => {
+            let api: Api<PodDisruptionBudget> = in_namespace(client, &o.metadata);
+            let params = PatchParams::apply(OPERATOR).force();
+            api.patch(&o.name_any(), &params, &Patch::Apply(o)).await.map(drop)
+        }
         Change::DeleteServiceAccount(o) => {
             delete_observed(&in_namespace(client, &o.metadata), &**o).await
         }
@@ -98,12 +108,46 @@ where
     Api::namespaced(client.clone(), meta.namespace.as_deref().unwrap_or_default())
 }
 
-async fn patch<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+async fn create<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Serialize,
+{
+    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..Default::default() };
+    api.create(&params, object).await.map(drop)
+}
+
+/// Makes the object if it has no UID yet, else merges it into the one that is there. The API
+/// server merges ownerReferences by UID: each KSMScale adds its own, and two at once lose none.
+async fn share<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
 where
     K: Clone + Debug + DeserializeOwned + Serialize + Resource<DynamicType = ()>,
 {
-    let params = PatchParams::apply(OPERATOR).force();
-    api.patch(&object.name_any(), &params, &Patch::Apply(object)).await.map(drop)
+    match object.uid() {
+        None => create(api, object).await,
+        Some(_) => merge(api, object, object).await,
+    }
+}
+
+/// Takes the ownerReference to the UID `owner` from the object, as the garbage collector does.
+async fn release<K>(api: &Api<K>, object: &K, owner: &str) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Resource<DynamicType = ()>,
+{
+    let owners = json!([{"$patch": "delete", "uid": owner}]);
+    merge(api, object, &json!({"metadata": {"uid": object.uid(), "ownerReferences": owners}})).await
+}
+
+/// A strategic merge patch, for which the API server needs no resourceVersion: it tries again by itself.
+async fn merge<K>(
+    api: &Api<K>,
+    object: &K,
+    patch: &(impl Serialize + Debug),
+) -> Result<(), kube::Error>
+where
+    K: Clone + Debug + DeserializeOwned + Resource<DynamicType = ()>,
+{
+    let params = PatchParams { field_manager: Some(OPERATOR.to_owned()), ..Default::default() };
+    api.patch(&object.name_any(), &params, &Patch::Strategic(patch)).await.map(drop)
 }
 
 async fn delete_observed<K>(api: &Api<K>, object: &K) -> Result<(), kube::Error>
@@ -133,6 +177,10 @@ where
 
 async fn failure(client: &Client, change: &Change, error: kube::Error) -> Failure {
     let mut reason = reason(&error);
+    // What is shared has been made by another KSMScale meanwhile.
+    if reason == FailureReason::NameTaken && change.group() == Group::Access {
+        reason = FailureReason::Conflict;
+    }
     // A pod of that name that is ours was made by a request whose answer we did not get. One that
     // has lost a label of ours is not: it is never observed, so waiting for it would not end.
     if let (FailureReason::NameTaken, Change::CreatePod(pod, _)) = (reason, change) {

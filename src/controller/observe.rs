@@ -53,6 +53,7 @@ pub(super) async fn observe(
 ) -> Result<Observed, Error> {
     let nodes = match &*ctx.nodes.borrow() {
         Count::Known(nodes) => *nodes,
+        Count::Awaited => return Err(Error::NodesUnknown("their first list is awaited".into())),
         Count::Unknown(why) => return Err(Error::NodesUnknown(why.clone())),
     };
     let (namespace, pods, budgets) = tokio::try_join!(

@@ -33,7 +33,7 @@ impl View {
     pub fn nodes(&self) -> Option<u32> {
         match *self.nodes.borrow() {
             Count::Known(nodes) => Some(nodes),
-            Count::Unknown(_) => None,
+            Count::Awaited | Count::Unknown(_) => None,
         }
     }
 

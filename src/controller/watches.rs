@@ -31,7 +31,9 @@ type Events<K> = watcher::Result<watcher::Event<Meta<K>>>;
 /// How many objects of a kind there are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Count {
-    /// The list is not complete, and why. Never to be read as none (R15).
+    /// The first list has been asked for.
+    Awaited,
+    /// The list failed, and why. Never to be read as none (R15).
     Unknown(String),
     /// As of the last event.
     Known(u32),
@@ -96,8 +98,7 @@ where
 {
     let (store, writer) = reflector::store();
     let seen = store.clone();
-    let (sender, receiver) =
-        watch::channel(Count::Unknown("the first list is not complete yet".into()));
+    let (sender, receiver) = watch::channel(Count::Awaited);
     let feed = events.modify(forget_all_but_identity).reflect(writer).for_each(move |event| {
         use watcher::{Error, Event};
         let now = match event {
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn r15_nodes_are_unknown_until_the_first_list_is_complete() {
+    async fn r15_nodes_are_awaited_until_the_first_list_is_complete() {
         let seen = counts(vec![
             Ok(Init),
             Ok(InitApply(node("a"))),
@@ -292,7 +293,7 @@ mod tests {
             Ok(InitDone),
         ])
         .await;
-        assert!(matches!(seen.as_slice(), [Count::Unknown(_), Count::Known(2)]), "{seen:?}");
+        assert!(matches!(seen.as_slice(), [Count::Awaited, Count::Known(2)]), "{seen:?}");
     }
 
     #[tokio::test]
@@ -306,7 +307,7 @@ mod tests {
             Ok(InitDone),
         ])
         .await;
-        let [Count::Unknown(_), Count::Known(1), Count::Unknown(why), Count::Known(0)] =
+        let [Count::Awaited, Count::Known(1), Count::Unknown(why), Count::Known(0)] =
             seen.as_slice()
         else {
             panic!("{seen:?}")

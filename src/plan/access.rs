@@ -36,23 +36,23 @@ pub(super) fn plan_access(scale: &Scale, seen: &Observed) -> Vec<Change> {
     for account in &seen.service_accounts {
         let meta = &account.metadata;
         if releases(scale, meta, still_used(meta.namespace.as_deref().unwrap_or_default())) {
-            let meta = shared_meta(scale, meta, false);
-            changes.push(match meta.owner_references.as_deref() {
-                Some([]) => Change::DeleteServiceAccount(Box::new(account.clone())),
-                _ => Change::ApplyServiceAccount(Box::new(ServiceAccount {
-                    metadata: meta,
-                    ..Default::default()
-                })),
+            let account = Box::new(account.clone());
+            changes.push(if is_owned_by_others(scale, meta) {
+                Change::ReleaseServiceAccount(account, scale.uid.clone())
+            } else {
+                Change::DeleteServiceAccount(account)
             });
         }
     }
     for binding in &seen.bindings {
         let namespace = subject_namespace(binding).unwrap_or_default();
         if releases(scale, &binding.metadata, still_used(namespace)) {
-            let meta = shared_meta(scale, &binding.metadata, false);
-            changes.push(match meta.owner_references.as_deref() {
-                Some([]) => Change::DeleteBinding(Box::new(binding.clone())),
-                _ => Change::ApplyBinding(Box::new(render_binding(meta, namespace))),
+            let shared = is_owned_by_others(scale, &binding.metadata);
+            let binding = Box::new(binding.clone());
+            changes.push(if shared {
+                Change::ReleaseBinding(binding, scale.uid.clone())
+            } else {
+                Change::DeleteBinding(binding)
             });
         }
     }
@@ -68,40 +68,29 @@ pub(crate) fn account_in<'o>(seen: &'o Observed, namespace: &str) -> Option<&'o 
 }
 
 fn wanted_account(scale: &Scale, seen: &Observed) -> Option<Change> {
-    let metadata = match account_in(seen, &scale.namespace) {
-        Some(account) if !lacks_us(scale, &account.metadata) => return None,
-        Some(account) => shared_meta(scale, &account.metadata, true),
-        None => shared_meta(
-            scale,
-            &ObjectMeta {
-                name: Some(KUBE_STATE_METRICS.to_owned()),
-                namespace: Some(scale.namespace.clone()),
-                ..Default::default()
-            },
-            true,
-        ),
-    };
+    let found = account_in(seen, &scale.namespace).map(|account| &account.metadata);
+    if found.is_some_and(|found| !lacks_us(scale, found)) {
+        return None;
+    }
+    let mut metadata = shared_meta(scale, KUBE_STATE_METRICS.to_owned(), found);
+    metadata.namespace = Some(scale.namespace.clone());
     let account = ServiceAccount { metadata, ..Default::default() };
     Some(Change::ApplyServiceAccount(Box::new(account)))
 }
 
 fn wanted_binding(scale: &Scale, seen: &Observed) -> Option<Change> {
     let name = names::cluster_role_binding(&scale.namespace);
-    let existing = seen.bindings.iter().find(|b| b.metadata.name.as_deref() == Some(&name));
-    let metadata = match existing {
-        Some(binding) => {
-            let same = binding.subjects
-                == render_binding(ObjectMeta::default(), &scale.namespace).subjects;
-            if !is_managed(binding.metadata.labels.as_ref())
-                || same && !lacks_us(scale, &binding.metadata)
-            {
-                return None;
-            }
-            shared_meta(scale, &binding.metadata, true)
-        }
-        None => shared_meta(scale, &ObjectMeta { name: Some(name), ..Default::default() }, true),
+    let found = seen.bindings.iter().find(|b| b.metadata.name.as_deref() == Some(&name));
+    let metadata = shared_meta(scale, name, found.map(|found| &found.metadata));
+    let wanted = render_binding(metadata, &scale.namespace);
+    let is_right = |found: &ClusterRoleBinding| {
+        !is_managed(found.metadata.labels.as_ref())
+            || found.subjects == wanted.subjects && !lacks_us(scale, &found.metadata)
     };
-    Some(Change::ApplyBinding(Box::new(render_binding(metadata, &scale.namespace))))
+    if found.is_some_and(is_right) {
+        return None;
+    }
+    Some(Change::ApplyBinding(Box::new(wanted)))
 }
 
 /// Whether an object of the operator's making misses our ownerReference.
@@ -116,24 +105,21 @@ fn releases(scale: &Scale, meta: &ObjectMeta, still_used: bool) -> bool {
         && is_owned_by(meta.owner_references.as_ref(), &scale.uid)
 }
 
-/// Metadata to apply: the owners observed, with or without us. The resourceVersion makes the
-/// write fail if another KSMScale changed them meanwhile, since apply would undo that.
-fn shared_meta(scale: &Scale, seen: &ObjectMeta, with_us: bool) -> ObjectMeta {
-    let mut owners = seen.owner_references.clone().unwrap_or_default();
-    owners.retain(|owner| owner.uid != scale.uid);
-    if with_us {
-        owners.push(owner_reference(scale));
-    }
-    owners.sort_by(|a, b| a.uid.cmp(&b.uid));
+fn is_owned_by_others(scale: &Scale, meta: &ObjectMeta) -> bool {
+    meta.owner_references.iter().flatten().any(|owner| owner.uid != scale.uid)
+}
+
+/// Metadata to make an object with, or to add to the one that was found: of the owners only us,
+/// since the others' references are theirs.
+fn shared_meta(scale: &Scale, name: String, found: Option<&ObjectMeta>) -> ObjectMeta {
     ObjectMeta {
-        name: seen.name.clone(),
-        namespace: seen.namespace.clone(),
-        resource_version: seen.resource_version.clone(),
+        name: Some(name),
+        uid: found.and_then(|found| found.uid.clone()),
         labels: Some(BTreeMap::from([
             (LABEL_NAME.to_owned(), KUBE_STATE_METRICS.to_owned()),
             (LABEL_MANAGED_BY.to_owned(), OPERATOR.to_owned()),
         ])),
-        owner_references: Some(owners),
+        owner_references: Some(vec![owner_reference(scale)]),
         ..Default::default()
     }
 }

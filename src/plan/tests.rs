@@ -356,7 +356,7 @@ fn a_pod_that_is_momentarily_unready_is_not_deleted_while_it_may_serve_alone() {
 fn account(namespace: &str, owners: &[&str]) -> ServiceAccount {
     let owner = |uid: &&str| json!({"apiVersion": "v1", "kind": "K", "name": "n", "uid": uid});
     serde_json::from_value(json!({"metadata": {
-        "name": "kube-state-metrics", "namespace": namespace, "resourceVersion": "5",
+        "name": "kube-state-metrics", "namespace": namespace, "uid": "account-uid",
         "labels": {"app.kubernetes.io/managed-by": "ksm-scale-operator"},
         "ownerReferences": owners.iter().map(owner).collect::<Vec<_>>(),
     }}))
@@ -373,9 +373,10 @@ fn access_changes(accounts: Vec<ServiceAccount>) -> Vec<String> {
             Change::ApplyServiceAccount(account) => {
                 let owners = account.metadata.owner_references.iter().flatten();
                 let uids: Vec<_> = owners.map(|o| &*o.uid).collect();
-                let version = account.metadata.resource_version.as_deref().unwrap_or("new");
-                format!("{change} at {version} for {}", uids.join(" and "))
+                let uid = account.metadata.uid.as_deref().unwrap_or("new");
+                format!("{change}, {uid}, for {}", uids.join(" and "))
             }
+            Change::ReleaseServiceAccount(_, owner) => format!("{change} from {owner}"),
             _ => change.to_string(),
         })
         .collect()
@@ -384,16 +385,16 @@ fn access_changes(accounts: Vec<ServiceAccount>) -> Vec<String> {
 #[test]
 fn r63_a_shared_service_account_is_joined_left_and_deleted_by_the_last() {
     let apply = "apply ServiceAccount monitoring/kube-state-metrics";
-    assert_eq!(access_changes(vec![]), [format!("{apply} at new for scale-uid")]);
+    assert_eq!(access_changes(vec![]), [format!("{apply}, new, for scale-uid")]);
     assert_eq!(access_changes(vec![account("monitoring", &["scale-uid"])]), [""; 0]);
     assert_eq!(
         access_changes(vec![account("monitoring", &["other"])]),
-        [format!("{apply} at 5 for other and scale-uid")]
+        [format!("{apply}, account-uid, for scale-uid")]
     );
     let ours = || account("monitoring", &["scale-uid"]);
     assert_eq!(
         access_changes(vec![ours(), account("old", &["other", "scale-uid"])]),
-        ["apply ServiceAccount old/kube-state-metrics at 5 for other"]
+        ["release ServiceAccount old/kube-state-metrics from scale-uid"]
     );
     assert_eq!(
         access_changes(vec![ours(), account("old", &["scale-uid"])]),

@@ -4,6 +4,12 @@
 use crate::support::*;
 use devcluster::{Fault, FaultProxy, Kubelet, SeenRequest};
 use futures::future::join_all;
+use k8s_openapi::{
+    api::{core::v1::ServiceAccount, rbac::v1::ClusterRoleBinding},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use ksm_scale_operator::names::cluster_role_binding;
+use kube::Api;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
@@ -55,6 +61,7 @@ const CALLS: &[&str] = &[
 const SHARED_CALLS: &[&str] = &[
     "GET /api/v1/serviceaccounts",
     "GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    "POST /apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
     "POST /apis/events.k8s.io/v1/namespaces/*/events",
 ];
 
@@ -63,6 +70,11 @@ const FIRST_CALLS: &[&str] = &[
     "GET /api/v1/namespaces/*/serviceaccounts/*",
     "GET /apis/policy/v1/namespaces/*/poddisruptionbudgets/*",
     "GET /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/*",
+    "POST /api/v1/namespaces/*/serviceaccounts",
+];
+
+/// Calls of a reconcile that is not the first in its namespace.
+const JOINING_CALLS: &[&str] = &[
     "PATCH /api/v1/namespaces/*/serviceaccounts/*",
     "PATCH /apis/rbac.authorization.k8s.io/v1/clusterrolebindings/*",
 ];
@@ -157,7 +169,7 @@ async fn r84_every_call_of_a_change_may_fail_in_every_way() {
 fn assert_all_known(proxy: &FaultProxy) {
     let watched =
         |k: &String| WATCHED.iter().any(|p| *k == format!("GET {p}") || *k == format!("WATCH {p}"));
-    let known = [CALLS, SHARED_CALLS, FIRST_CALLS].concat();
+    let known = [CALLS, SHARED_CALLS, FIRST_CALLS, JOINING_CALLS].concat();
     // Calls about the own Lease fail in `sharding`.
     let requests = proxy.requests();
     let made: BTreeSet<_> = requests.iter().filter(|r| !r.is_lease()).map(kind).collect();
@@ -186,6 +198,38 @@ async fn r63_r84_every_call_of_a_first_reconcile_may_fail_in_every_way() {
     assert_all_known(&proxy);
     let unmet = proxy.unmet();
     assert_eq!(unmet, 0, "{unmet} faults were never met");
+}
+
+#[tokio::test]
+async fn r63_r84_those_who_come_at_once_all_share_whatever_fails() {
+    let cluster = Cluster::start(4).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    for call in JOINING_CALLS {
+        for fault in FAULTS {
+            proxy.fail_times(1, move |r| kind(r) == *call, *fault);
+        }
+    }
+    let mut names: Vec<_> = (0..9).map(|i| format!("scale-{i}")).collect();
+    for name in &names {
+        cluster.apply(name, json!({})).await;
+    }
+    let _operator = cluster.operator_via(&proxy, NO_BACKUP).await;
+    join_all(names.iter().map(|name| cluster.until_settled_within(LATER, name))).await;
+    let unmet = proxy.unmet();
+    assert_eq!(unmet, 0, "{unmet} faults were never met");
+    names.sort();
+    let owners = |meta: &ObjectMeta| {
+        let mut owners: Vec<_> =
+            meta.owner_references.iter().flatten().map(|o| o.name.clone()).collect();
+        owners.sort();
+        owners
+    };
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), "monitoring");
+    let account = accounts.get("kube-state-metrics").await.expect("the ServiceAccount");
+    assert_eq!(owners(&account.metadata), names);
+    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.client.clone());
+    let binding = bindings.get(&cluster_role_binding("monitoring")).await.expect("the binding");
+    assert_eq!(owners(&binding.metadata), names);
 }
 
 #[tokio::test]
@@ -284,6 +328,24 @@ async fn r84_retry_after_is_obeyed() {
     // Three seconds but for how clocks tick; without the header it would be half a second.
     assert!(apart > Duration::from_millis(2_900), "{apart:?}");
     cluster.until_settled("dev").await;
+}
+
+#[tokio::test]
+async fn r15_the_first_list_of_nodes_is_awaited_and_no_failure() {
+    let cluster = Cluster::start(31).await;
+    let proxy = FaultProxy::start(&cluster.plane).await.expect("a proxy");
+    cluster.apply("dev", json!({})).await;
+    proxy.fail_times(1, |r| r.path == "/api/v1/nodes", Fault::Hang);
+    let operator = cluster.spawn_via(&proxy, &["--log-filter", "debug"]).await;
+    let awaited =
+        || async { operator.log().contains("the first list of nodes is awaited").then_some(()) };
+    eventually("a reconcile that has to wait", SOON, awaited).await.expect("it waits");
+    proxy.end_hanging();
+    cluster.until_settled("dev").await;
+    let log = operator.log();
+    let told = log.find("watch interrupted").expect("the list had to be asked for again");
+    let failed = log.find("it is tried again");
+    assert!(failed.is_none_or(|failed| failed > told), "{log}");
 }
 
 #[tokio::test]

@@ -62,7 +62,11 @@ async fn handle(
         Some(Fault::Status { code, retry_after }) => {
             return failure(code, retry_after.map(|after| after.as_secs()));
         }
-        Some(Fault::Hang) => return std::future::pending().await,
+        Some(Fault::Hang) => {
+            let before = verdict.hangs_ended;
+            shared.wait_until(|state| state.hangs_ended > before).await;
+            return Err("closed on purpose".into());
+        }
         Some(Fault::Close) => return Err("closed on purpose".into()),
         Some(Fault::LoseAnswer) | None => {}
     }
