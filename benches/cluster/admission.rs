@@ -16,7 +16,7 @@ use std::{
     process::Stdio,
     time::{Duration, Instant},
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::{io::AsyncWriteExt as _, process::Command};
 
 const STARTS: usize = 5;
 const SCALES: u32 = 1_000;
@@ -46,8 +46,29 @@ pub async fn measure(say: &impl Fn(&str), rows: &mut Vec<Row>) -> Result<()> {
         measured: format!("{made} for {SCALES}"),
         method: "created one after the other, a pod each".into(),
     });
-    paced(&plane, &address, &operator, say, rows).await?;
+    let cores = set_apart(&plane, &operator).await?;
+    paced(&plane, &address, &operator, cores, say, rows).await?;
     operator.stop().await
+}
+
+/// Gives etcd and the API server a core to themselves, as if they were another machine. Says how.
+async fn set_apart(plane: &ControlPlane, operator: &Operator) -> Result<&'static str> {
+    let dir = plane.dir().to_string_lossy().into_owned();
+    let servers = Command::new("pgrep").args(["-f", &dir]).output().await;
+    let servers = servers.map(|found| String::from_utf8_lossy(&found.stdout).into_owned());
+    let servers = servers.unwrap_or_default();
+    let ours = [std::process::id(), operator.pid()].map(|pid| pid.to_string());
+    let ours = ours.iter().map(|pid| ("0", pid.as_str()));
+    let mut pinned = !servers.is_empty();
+    for (core, pid) in servers.lines().map(|pid| ("1", pid)).chain(ours) {
+        let taskset = Command::new("taskset").args(["-apc", core, pid]).output().await;
+        pinned &= taskset.is_ok_and(|output| output.status.success());
+    }
+    Ok(if pinned {
+        "load and operator share one core, API server and etcd the other"
+    } else {
+        "load, operator, API server and etcd share the cores (no pgrep or taskset to pin them with)"
+    })
 }
 
 /// The same calls twice: while the controller rests, and while a node that joins has woken it.
@@ -55,6 +76,7 @@ async fn paced(
     plane: &ControlPlane,
     address: &str,
     operator: &Operator,
+    cores: &str,
     say: &impl Fn(&str),
     rows: &mut Vec<Row>,
 ) -> Result<()> {
@@ -86,10 +108,10 @@ async fn paced(
     ] {
         rows.push(Row {
             figure,
-            goal: "≤ 2 ms above idle",
+            goal: "–",
             measured: percentiles(times),
             method: format!(
-                "{RATE} updates a second for {SECONDS} s on 16 connections, from when each was due; {what}; load, operator, API server and etcd share the cores"
+                "{RATE} updates a second for {SECONDS} s on 16 connections, from when each was due; {what}; {cores}"
             ),
         });
     }

@@ -110,6 +110,11 @@ impl Operator {
         }
     }
 
+    /// Of its process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// After a moment without work.
     pub async fn memory_at_rest(&self) -> Result<Memory> {
         tokio::time::sleep(QUIET).await;
