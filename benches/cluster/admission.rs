@@ -22,6 +22,8 @@ const STARTS: usize = 5;
 const SCALES: u32 = 1_000;
 /// Requests a second.
 const RATE: u32 = 1_000;
+/// Of the webhook.
+const THREAD: &str = "webhook";
 /// Of one measurement.
 const SECONDS: u32 = 10;
 
@@ -91,13 +93,26 @@ async fn paced(
     let mut connections = target.connections(16).await?;
     let (requests, interval) = (u64::from(RATE * SECONDS), Duration::from_secs(1) / RATE);
     say("paced calls, nothing to reconcile");
+    let start = operator.waited(THREAD)?;
     let idle = connections.ask_paced(&update, requests, interval).await?;
+    let idle_wait = operator.waited(THREAD)?.saturating_sub(start);
     say("paced calls, everything to reconcile");
     let before = operator.reconciles().await?;
     plane.add_nodes(45..46).await?;
+    let start = operator.waited(THREAD)?;
     let busy = connections.ask_paced(&update, requests, interval).await?;
+    let busy_wait = operator.waited(THREAD)?.saturating_sub(start);
     let reconciles = operator.reconciles().await? - before;
     ensure!(reconciles >= SCALES / 4, "only {reconciles} reconciles ran meanwhile");
+    let [idle_wait, busy_wait] =
+        [idle_wait, busy_wait].map(|wait| wait.as_micros() / u128::from(requests));
+    rows.push(Row {
+        figure: "the webhook's thread waits for a core",
+        goal: "–",
+        measured: format!("{busy_wait} µs a request, {idle_wait} µs while nothing reconciles"),
+        method: "the second number of /proc/PID/task/TID/schedstat, in the times of the two below"
+            .into(),
+    });
     for (figure, times, what) in [
         ("p99 of the webhook, controller idle", idle, "nothing to reconcile".to_owned()),
         (

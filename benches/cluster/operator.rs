@@ -1,7 +1,7 @@
 //! The operator's process, and what the kernel and its metrics say about it.
 
 use super::memory::Memory;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use devcluster::{
     ControlPlane, FaultProxy, Process, eventually,
     probe::{free_address, http_get},
@@ -113,6 +113,28 @@ impl Operator {
     /// Of its process.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// For how long the thread of this name could have run so far, and another had the core.
+    pub fn waited(&self, thread: &str) -> Result<Duration> {
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let task = task?.path();
+            if fs::read_to_string(task.join("comm"))?.trim_end() == thread {
+                let text = fs::read_to_string(task.join("schedstat"))?;
+                let nanos = text.split(' ').nth(1).context("an unknown form of schedstat")?;
+                return Ok(Duration::from_nanos(nanos.parse()?));
+            }
+        }
+        bail!("no thread {thread}")
+    }
+
+    /// Waits until pods were looked at so often, and could not be reached.
+    pub async fn until_audited(&self, times: f64) -> Result<()> {
+        let name = "ksm_scale_operator_audits_total{result=\"unreachable\"}";
+        eventually("audits", DEADLINE, async || {
+            (self.metric(name).await.ok()? >= times).then_some(())
+        })
+        .await
     }
 
     /// After a moment without work.

@@ -88,3 +88,16 @@ async fn w7_no_call_is_lost_while_all_replicas_are_replaced() {
 async fn w7_soak_no_call_is_lost_while_all_replicas_are_replaced() {
     all_are_replaced(&LONG, 10).await;
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn w7_where_work_waits_for_a_core_the_webhook_goes_before_reconciles() {
+    let cluster = Cluster::start(1).await;
+    let webhooks = Webhooks::install(&cluster, PROXY_DELAY).await;
+    let replica = webhooks.replica(&[]).await;
+    let threads = replica.operator.nice_by_thread();
+    let (webhook, others): (Vec<_>, Vec<_>) =
+        threads.iter().partition(|(name, _)| name == "webhook");
+    let [(_, webhook)] = webhook.as_slice() else { panic!("one webhook's thread: {threads:?}") };
+    assert!(others.len() > 1 && others.iter().all(|(_, nice)| nice > webhook), "{threads:?}");
+}
