@@ -8,9 +8,13 @@ pub struct Row {
     pub method: String,
 }
 
+/// The cores that this process may use: to be asked before it is given one of them.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(0, usize::from)
+}
+
 /// Prints the figures below what they were measured `on`.
-pub fn print(on: &str, rows: &[Row]) {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+pub fn print(on: &str, cores: usize, rows: &[Row]) {
     println!("{on}, {cores} cores\n");
     println!("| figure | goal | measured | method |\n| --- | --- | --- | --- |");
     for Row { figure, goal, measured, method } in rows {

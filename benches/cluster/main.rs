@@ -57,13 +57,13 @@ async fn main() -> Result<()> {
     // Only one provider is compiled in, but rustls asks for a choice; it can be made only once.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let args = Args::parse();
-    let begun = Instant::now();
+    let (begun, cores) = (Instant::now(), figures::cores());
     let say = |what: &str| eprintln!("[{:4} s] {what}", begun.elapsed().as_secs());
     let mut rows = Vec::new();
 
     if args.admission {
         admission::measure(&say, &mut rows).await?;
-        print(&args, &rows);
+        print(&args, cores, &rows);
         return Ok(());
     }
     say("starting etcd and kube-apiserver");
@@ -77,7 +77,7 @@ async fn main() -> Result<()> {
     heartbeats_alone(&plane, &fleet, &say, &mut rows).await?;
     drop(plane);
     admission::measure(&say, &mut rows).await?;
-    print(&args, &rows);
+    print(&args, cores, &rows);
     Ok(())
 }
 
@@ -175,7 +175,6 @@ async fn rest_with_heartbeats(
     // The first audits tell by name which pod could not be reached: that is news, once.
     say("until all were audited");
     operator.until_audited(f64::from(fleet.scales) * 2.5).await?;
-    operator.until_idle(fleet.scales).await?;
     say(&format!("{} s at rest, one heartbeat from each node", rest.as_secs()));
     proxy.reset_log();
     let (cpu, reconciles) = (operator.cpu()?, operator.reconciles().await?);
@@ -245,8 +244,8 @@ async fn heartbeats_alone(
     operator.stop().await.context("after the heartbeats")
 }
 
-fn print(args: &Args, rows: &[Row]) {
-    figures::print(&format!("{} nodes, {} KSMScales", args.nodes, args.scales), rows);
+fn print(args: &Args, cores: usize, rows: &[Row]) {
+    figures::print(&format!("{} nodes, {} KSMScales", args.nodes, args.scales), cores, rows);
 }
 
 fn spread(times: &mut [Duration]) -> String {

@@ -259,7 +259,8 @@ impl Bench<'_> {
     }
 
     fn print(&self, args: &Args) {
-        figures::print(&format!("{} nodes, {} series", args.nodes, args.series), &self.rows);
+        let on = format!("{} nodes, {} series", args.nodes, args.series);
+        figures::print(&on, figures::cores(), &self.rows);
     }
 }
 

@@ -209,27 +209,28 @@ async fn r63_r84_those_who_come_at_once_all_share_whatever_fails() {
             proxy.fail_times(1, move |r| kind(r) == *call, *fault);
         }
     }
-    let mut names: Vec<_> = (0..9).map(|i| format!("scale-{i}")).collect();
+    let names: Vec<_> = (0..9).map(|i| format!("scale-{i}")).collect();
     for name in &names {
         cluster.apply(name, json!({})).await;
     }
     let _operator = cluster.operator_via(&proxy, NO_BACKUP).await;
-    join_all(names.iter().map(|name| cluster.until_settled_within(LATER, name))).await;
-    let unmet = proxy.unmet();
-    assert_eq!(unmet, 0, "{unmet} faults were never met");
-    names.sort();
-    let owners = |meta: &ObjectMeta| {
-        let mut owners: Vec<_> =
-            meta.owner_references.iter().flatten().map(|o| o.name.clone()).collect();
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), "monitoring");
+    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.client.clone());
+    let owners = |meta: ObjectMeta| {
+        let owners = meta.owner_references.unwrap_or_default().into_iter();
+        let mut owners: Vec<_> = owners.map(|owner| owner.name).collect();
         owners.sort();
         owners
     };
-    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), "monitoring");
-    let account = accounts.get("kube-state-metrics").await.expect("the ServiceAccount");
-    assert_eq!(owners(&account.metadata), names);
-    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.client.clone());
-    let binding = bindings.get(&cluster_role_binding("monitoring")).await.expect("the binding");
-    assert_eq!(owners(&binding.metadata), names);
+    let all_own_both = || async {
+        let account = accounts.get_opt("kube-state-metrics").await.ok()??;
+        let binding = bindings.get_opt(&cluster_role_binding("monitoring")).await.ok()??;
+        let found = [account.metadata, binding.metadata].map(owners);
+        (found == [names.clone(), names.clone()]).then_some(())
+    };
+    eventually("all own both objects", LATER, all_own_both).await.expect("all of them");
+    let unmet = proxy.unmet();
+    assert_eq!(unmet, 0, "{unmet} faults were never met");
 }
 
 #[tokio::test]

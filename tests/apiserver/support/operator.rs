@@ -121,15 +121,15 @@ impl Operator {
     pub fn nice_by_thread(&self) -> Vec<(String, i32)> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.pid()));
         let nice = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.expect("a thread").path().join("stat"));
-            let stat = stat.expect("its numbers");
+            // A thread may have ended since.
+            let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
             let (name, numbers) = stat.rsplit_once(')').expect("a name in parentheses");
             let name = name.split_once('(').expect("a name in parentheses").1.to_owned();
             // The 19th of all, see proc_pid_stat(5).
             let nice = numbers.split_whitespace().nth(16).expect("19 fields");
-            (name, nice.parse().expect("a number"))
+            Some((name, nice.parse().expect("a number")))
         };
-        tasks.expect("its threads").map(nice).collect()
+        tasks.expect("its threads").filter_map(nice).collect()
     }
 
     /// SIGSTOP or SIGCONT, for example.
