@@ -1,7 +1,12 @@
 //! The webhooks of the operator itself: how soon after a start they can be called, and how soon
 //! they answer while the controller has a thousand KSMScales to look at.
 
-use super::{NO_REQUEUE, Row, bodies::Cases, load::Target, operator::Operator};
+use super::{
+    NO_REQUEUE, Row,
+    bodies::{Case, Cases},
+    load::{Connections, Target},
+    operator::Operator,
+};
 use anyhow::{Context as _, Result, ensure};
 use devcluster::{ControlPlane, Kubelet, Level, probe::free_address};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
@@ -91,25 +96,22 @@ async fn paced(
     // Of all the others.
     update.warned = true;
     let mut connections = target.connections(16).await?;
-    let (requests, interval) = (u64::from(RATE * SECONDS), Duration::from_secs(1) / RATE);
     say("paced calls, nothing to reconcile");
-    let start = operator.waited(THREAD)?;
-    let idle = connections.ask_paced(&update, requests, interval).await?;
-    let idle_wait = operator.waited(THREAD)?.saturating_sub(start);
+    let (idle, idle_wait) = ask(&mut connections, &update, operator).await?;
     say("paced calls, everything to reconcile");
     let before = operator.reconciles().await?;
     plane.add_nodes(45..46).await?;
-    let start = operator.waited(THREAD)?;
-    let busy = connections.ask_paced(&update, requests, interval).await?;
-    let busy_wait = operator.waited(THREAD)?.saturating_sub(start);
+    let (busy, busy_wait) = ask(&mut connections, &update, operator).await?;
     let reconciles = operator.reconciles().await? - before;
     ensure!(reconciles >= SCALES / 4, "only {reconciles} reconciles ran meanwhile");
-    let [idle_wait, busy_wait] =
-        [idle_wait, busy_wait].map(|wait| wait.as_micros() / u128::from(requests));
     rows.push(Row {
         figure: "the webhook's thread waits for a core",
         goal: "–",
-        measured: format!("{busy_wait} µs a request, {idle_wait} µs while nothing reconciles"),
+        measured: format!(
+            "{} µs a request, {} µs while nothing reconciles",
+            busy_wait.as_micros(),
+            idle_wait.as_micros()
+        ),
         method: "the second number of /proc/PID/task/TID/schedstat, in the times of the two below"
             .into(),
     });
@@ -131,6 +133,19 @@ async fn paced(
         });
     }
     Ok(())
+}
+
+/// How long each paced call took, and how long the webhook's thread waited for a core, divided by
+/// them.
+async fn ask(
+    connections: &mut Connections,
+    update: &Case,
+    operator: &Operator,
+) -> Result<(Vec<Duration>, Duration)> {
+    let start = operator.waited(THREAD)?;
+    let interval = Duration::from_secs(1) / RATE;
+    let times = connections.ask_paced(update, u64::from(RATE * SECONDS), interval).await?;
+    Ok((times, operator.waited(THREAD)?.saturating_sub(start) / (RATE * SECONDS)))
 }
 
 /// One pod each, however many nodes there are.

@@ -174,7 +174,7 @@ async fn rest_with_heartbeats(
     let operator = Operator::start(plane, Some(&proxy), &[]).await?;
     // The first audits tell by name which pod could not be reached: that is news, once.
     say("until all were audited");
-    operator.until_audited(f64::from(fleet.scales) * 2.5).await?;
+    operator.until_audits("unreachable", f64::from(fleet.scales) * 2.5).await?;
     say(&format!("{} s at rest, one heartbeat from each node", rest.as_secs()));
     proxy.reset_log();
     let (cpu, reconciles) = (operator.cpu()?, operator.reconciles().await?);

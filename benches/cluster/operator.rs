@@ -128,13 +128,16 @@ impl Operator {
         bail!("no thread {thread}")
     }
 
-    /// Waits until pods were looked at so often, and could not be reached.
-    pub async fn until_audited(&self, times: f64) -> Result<()> {
-        let name = "ksm_scale_operator_audits_total{result=\"unreachable\"}";
-        eventually("audits", DEADLINE, async || {
-            (self.metric(name).await.ok()? >= times).then_some(())
-        })
-        .await
+    /// Audits so far that came to this result.
+    pub async fn audits(&self, result: &str) -> f64 {
+        let name = format!("ksm_scale_operator_audits_total{{result=\"{result}\"}}");
+        self.metric(&name).await.unwrap_or_default()
+    }
+
+    /// Waits until there were so many.
+    pub async fn until_audits(&self, result: &str, wanted: f64) -> Result<()> {
+        let enough = async || (self.audits(result).await >= wanted).then_some(());
+        eventually("audits", DEADLINE, enough).await
     }
 
     /// After a moment without work.

@@ -22,7 +22,7 @@ mod serve;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use devcluster::{ControlPlane, Level, Machines, Program, eventually};
+use devcluster::{ControlPlane, Level, Machines, Program};
 use figures::{Row, mib};
 use fleet::Fleet;
 use k8s_openapi::api::core::v1::Node;
@@ -52,6 +52,8 @@ const IMAGES: [&str; 2] = ["v2.19.1", "v2.20.0"];
 /// Probes are so many times as frequent as the pods say.
 const PACE: u32 = 10;
 const AUDITS: f64 = 6.0;
+/// The result of an audit that finds nothing.
+const WHOLE: &str = "whole";
 /// Of another image: long enough that a delete is looked at twice, as it is by default.
 const SETTLE: &str = "5s";
 
@@ -221,17 +223,10 @@ impl Bench<'_> {
         self.say("10 shards, and audits");
         let operator = self.start("0s", "10s").await?;
         self.set(10, IMAGES[1]).await?;
-        let count = async || {
-            let name = "ksm_scale_operator_audits_total{result=\"whole\"}";
-            operator.metric(name).await.unwrap_or_default()
-        };
-        let until = async |wanted: f64| {
-            eventually("audits", DEADLINE, async || (count().await >= wanted).then_some(())).await
-        };
-        until(count().await + 1.0).await?;
-        let (first, before) = (count().await, used(&operator).await?);
-        until(first + AUDITS).await?;
-        let (last, after) = (count().await, used(&operator).await?);
+        operator.until_audits(WHOLE, operator.audits(WHOLE).await + 1.0).await?;
+        let (first, before) = (operator.audits(WHOLE).await, used(&operator).await?);
+        operator.until_audits(WHOLE, first + AUDITS).await?;
+        let (last, after) = (operator.audits(WHOLE).await, used(&operator).await?);
         let audits = last - first;
         let method = format!(
             "{audits} audits in a row, 10 s apart, and whatever else the operator did meanwhile, divided by them"

@@ -138,8 +138,7 @@ impl FaultProxy {
 
     /// Closes the connection of every request that hangs by [`Fault::Hang`]. New ones hang as before.
     pub fn end_hanging(&self) {
-        self.shared.lock().hangs_ended += 1;
-        self.shared.changed();
+        self.shared.hang_ends.send_modify(|ends| *ends += 1);
     }
 
     /// Lets everything pass again: no cut, no rules. The counts and the log stay. Requests that

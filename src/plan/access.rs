@@ -46,10 +46,10 @@ pub(super) fn plan_access(scale: &Scale, seen: &Observed) -> Vec<Change> {
     }
     for binding in &seen.bindings {
         let namespace = subject_namespace(binding).unwrap_or_default();
-        if releases(scale, &binding.metadata, still_used(namespace)) {
-            let shared = is_owned_by_others(scale, &binding.metadata);
+        let meta = &binding.metadata;
+        if releases(scale, meta, still_used(namespace)) {
             let binding = Box::new(binding.clone());
-            changes.push(if shared {
+            changes.push(if is_owned_by_others(scale, meta) {
                 Change::ReleaseBinding(binding, scale.uid.clone())
             } else {
                 Change::DeleteBinding(binding)

@@ -55,7 +55,8 @@ async fn handle(
     shared: Arc<Shared>,
 ) -> Result<Answer, BoxError> {
     let seen = SeenRequest::new(request.method(), request.uri(), request.headers());
-    // Before the request goes out: no order to break watches may be missed.
+    // Before the request goes out: no order to break watches, or to end what hangs, may be missed.
+    let mut hang_ends = shared.hang_ends.subscribe();
     let watch_cuts = seen.watch.then(|| shared.watch_cuts.subscribe());
     let verdict = shared.admit(seen);
     match verdict.fault {
@@ -63,8 +64,8 @@ async fn handle(
             return failure(code, retry_after.map(|after| after.as_secs()));
         }
         Some(Fault::Hang) => {
-            let before = verdict.hangs_ended;
-            shared.wait_until(|state| state.hangs_ended > before).await;
+            // An error means that the proxy has ended.
+            let _ = hang_ends.changed().await;
             return Err("closed on purpose".into());
         }
         Some(Fault::Close) => return Err("closed on purpose".into()),

@@ -111,8 +111,6 @@ pub(super) struct Verdict {
     pub(super) fault: Option<Fault>,
     /// Report the answer with [`Shared::answered`], and this number.
     pub(super) counted: Option<u64>,
-    /// [`State::hangs_ended`] when it was decided.
-    pub(super) hangs_ended: u64,
 }
 
 #[derive(Debug, Default)]
@@ -124,8 +122,6 @@ pub(super) struct State {
     admitted: usize,
     pub(super) answered: usize,
     pub(super) refused: usize,
-    /// How often all requests that hang were ended.
-    pub(super) hangs_ended: u64,
     pub(super) count_events: bool,
     pub(super) count_leases: bool,
     pub(super) log: Vec<SeenRequest>,
@@ -145,7 +141,6 @@ impl State {
     }
 
     fn decide(&mut self, request: &SeenRequest) -> Verdict {
-        let hangs_ended = self.hangs_ended;
         let rule = self.rules.iter_mut().find(|rule| rule.times > 0 && (rule.matcher)(request));
         let fault = rule.map(|rule| {
             rule.times = rule.times.saturating_sub(1);
@@ -153,14 +148,14 @@ impl State {
         });
         let forwarded = matches!(fault, None | Some(Fault::LoseAnswer));
         if !forwarded || !self.counts(request) {
-            return Verdict { fault, counted: None, hangs_ended };
+            return Verdict { fault, counted: None };
         }
         if self.cut.is_some_and(|n| self.admitted >= n) {
             self.refused += 1;
-            return Verdict { fault: Some(Fault::Close), counted: None, hangs_ended };
+            return Verdict { fault: Some(Fault::Close), counted: None };
         }
         self.admitted += 1;
-        Verdict { fault, counted: Some(self.epoch), hangs_ended }
+        Verdict { fault, counted: Some(self.epoch) }
     }
 }
 
@@ -171,6 +166,8 @@ pub(super) struct Shared {
     changes: watch::Sender<()>,
     /// Counts the orders to break watches.
     pub(super) watch_cuts: watch::Sender<u64>,
+    /// Counts the orders to end the requests that hang.
+    pub(super) hang_ends: watch::Sender<u64>,
 }
 
 impl Default for Shared {
@@ -179,6 +176,7 @@ impl Default for Shared {
             state: Mutex::default(),
             changes: watch::Sender::new(()),
             watch_cuts: watch::Sender::new(0),
+            hang_ends: watch::Sender::new(0),
         }
     }
 }
@@ -260,13 +258,9 @@ mod tests {
         let mut state = State::default();
         state.set_cut(Some(1));
         for request in [&event, &lease] {
-            assert_eq!(
-                state.decide(request),
-                Verdict { fault: None, counted: None, hangs_ended: 0 }
-            );
+            assert_eq!(state.decide(request), Verdict { fault: None, counted: None });
         }
-        let counted = Verdict { fault: None, counted: Some(1), hangs_ended: 0 };
-        assert_eq!(state.decide(&pod), counted);
+        assert_eq!(state.decide(&pod), Verdict { fault: None, counted: Some(1) });
         assert_eq!(state.decide(&pod).fault, Some(Fault::Close));
         assert_eq!(state.decide(&event).fault, None);
         (state.count_events, state.count_leases) = (true, true);
